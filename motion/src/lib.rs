@@ -1,0 +1,1 @@
+//! Motion generation with Motion Mamba.

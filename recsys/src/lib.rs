@@ -1,0 +1,1 @@
+//! Sequential recommendation with Mamba4Rec and its relatives.

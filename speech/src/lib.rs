@@ -1,0 +1,1 @@
+//! Speech enhancement with SEMamba.

@@ -1,0 +1,1 @@
+//! Long-horizon time-series forecasting with S-Mamba, TimeMachine and Bi-Mamba+.
