@@ -1,0 +1,243 @@
+//! Ops with any number of differentiable inputs and outputs, on top of candle's one-input `CustomOp1`.
+//!
+//! candle knows custom ops of at most three inputs and one output. Packing many tensors into one would copy them, so
+//! the graph is built from one-element *token* tensors instead and the real tensors stay where they are:
+//!
+//! ```text
+//! input_i ─ Tap ─ token_i ┐                     ┌ Emit ─ output_0
+//!                         ├ cat ─ Main ─ token ─┤
+//! input_j ─ Tap ─ token_j ┘                     └ Emit ─ output_1
+//! ```
+//!
+//! Backward runs the same way from right to left: each `Emit` leaves its output's gradient in a cell, `Main` takes them,
+//! computes all input gradients and leaves them in the inputs' cells, and each `Tap` returns what its cell holds.
+
+use candle_core::op::BackpropOp;
+use candle_core::{
+    CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Storage, StorageRef, Tensor, WithDType,
+    bail,
+};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A result on its way into a tensor.
+pub(crate) struct Output {
+    pub(crate) storage: Storage,
+    pub(crate) shape: Shape,
+}
+
+impl Output {
+    pub(crate) fn cpu<T: WithDType>(data: Vec<T>, shape: impl Into<Shape>) -> Self {
+        Self { storage: Storage::Cpu(T::to_cpu_storage_owned(data)), shape: shape.into() }
+    }
+
+    pub(crate) fn into_tensor(self) -> Tensor {
+        Tensor::from_storage(self.storage, self.shape, BackpropOp::none(), false)
+    }
+}
+
+/// A differentiable op over a list of optional inputs. Inputs arrive detached and contiguous.
+pub(crate) trait Fused: Send + Sync + Sized + 'static {
+    /// What forward leaves for backward.
+    type Saved: Send + Sync;
+    const NAME: &'static str;
+
+    /// Computes the outputs. `track` says whether backward may be called, hence whether to save anything.
+    fn forward(&self, inputs: &[Option<Tensor>], track: bool) -> Result<(Vec<Output>, Self::Saved)>;
+
+    /// One gradient for each input, given one for each output (`None`: the loss does not depend on it).
+    fn backward(
+        &self,
+        inputs: &[Option<Tensor>],
+        saved: &Self::Saved,
+        grads: &[Option<Tensor>],
+    ) -> Result<Vec<Option<Tensor>>>;
+}
+
+/// Runs `op` and, if any input is tracked, records it for backward.
+pub(crate) fn apply<F: Fused>(op: F, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
+    let detached = inputs.iter().map(|x| x.map(|x| x.detach().contiguous()).transpose());
+    let detached = detached.collect::<Result<Vec<_>>>()?;
+    let tracked = inputs.iter().any(|x| x.is_some_and(|x| x.track_op()));
+    let (outputs, saved) = op.forward(&detached, tracked)?;
+    if !tracked {
+        return Ok(outputs.into_iter().map(Output::into_tensor).collect());
+    }
+    let input_grads = cells(inputs.len());
+    let output_grads = cells(outputs.len());
+    let mut taps = Vec::new();
+    for (i, x) in inputs.iter().enumerate() {
+        if let Some(x) = x
+            && x.track_op()
+        {
+            taps.push(x.apply_op1(Tap { grads: input_grads.clone(), index: i })?);
+        }
+    }
+    let taps = Tensor::cat(&taps, 0)?;
+    let main = Main { op, inputs: detached, saved, input_grads, output_grads: output_grads.clone() };
+    let token = taps.apply_op1(main)?;
+    outputs
+        .into_iter()
+        .enumerate()
+        .map(|(index, output)| {
+            token.apply_op1(Emit { output: Mutex::new(Some(output)), grads: output_grads.clone(), index })
+        })
+        .collect()
+}
+
+type Cells = Arc<Vec<Mutex<Option<Tensor>>>>;
+
+fn cells(n: usize) -> Cells {
+    Arc::new((0..n).map(|_| Mutex::new(None)).collect())
+}
+
+fn put(cells: &Cells, index: usize, value: Option<Tensor>) {
+    *cells[index].lock().unwrap_or_else(PoisonError::into_inner) = value;
+}
+
+fn take(cells: &Cells, index: usize) -> Option<Tensor> {
+    cells[index].lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+fn one_element(dtype: DType) -> Result<(CpuStorage, Shape)> {
+    let storage = match dtype {
+        DType::F32 => f32::to_cpu_storage_owned(vec![0.0]),
+        DType::F64 => f64::to_cpu_storage_owned(vec![0.0]),
+        other => bail!("fused op: dtype {other:?} is not supported, expected f32 or f64"),
+    };
+    Ok((storage, Shape::from(1)))
+}
+
+struct Tap {
+    grads: Cells,
+    index: usize,
+}
+
+impl CustomOp1 for Tap {
+    fn name(&self) -> &'static str {
+        "tap"
+    }
+    fn cpu_fwd(&self, storage: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        one_element(storage_dtype(storage)?)
+    }
+    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
+        Ok(take(&self.grads, self.index))
+    }
+}
+
+fn storage_dtype(storage: &CpuStorage) -> Result<DType> {
+    match storage {
+        CpuStorage::F32(_) => Ok(DType::F32),
+        CpuStorage::F64(_) => Ok(DType::F64),
+        _ => bail!("fused op: only f32 and f64 tensors are supported on the CPU"),
+    }
+}
+
+struct Main<F: Fused> {
+    op: F,
+    inputs: Vec<Option<Tensor>>,
+    saved: F::Saved,
+    input_grads: Cells,
+    output_grads: Cells,
+}
+
+impl<F: Fused> CustomOp1 for Main<F> {
+    fn name(&self) -> &'static str {
+        F::NAME
+    }
+    fn cpu_fwd(&self, storage: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        one_element(storage_dtype(storage)?)
+    }
+    fn bwd(&self, arg: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
+        let grads = (0..self.output_grads.len())
+            .map(|i| take(&self.output_grads, i).map(|g| g.contiguous()).transpose())
+            .collect::<Result<Vec<_>>>()?;
+        let input_grads = self.op.backward(&self.inputs, &self.saved, &grads)?;
+        for (i, grad) in input_grads.into_iter().enumerate() {
+            put(&self.input_grads, i, grad);
+        }
+        Ok(Some(arg.zeros_like()?.detach()))
+    }
+}
+
+struct Emit {
+    output: Mutex<Option<Output>>,
+    grads: Cells,
+    index: usize,
+}
+
+impl CustomOp1 for Emit {
+    fn name(&self) -> &'static str {
+        "emit"
+    }
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        let output = self.output.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match output {
+            Some(Output { storage: Storage::Cpu(storage), shape }) => Ok((storage, shape)),
+            _ => bail!("fused op: the output was already taken or lies on another device"),
+        }
+    }
+    fn bwd(&self, arg: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        put(&self.grads, self.index, Some(grad.detach()));
+        Ok(Some(arg.zeros_like()?.detach()))
+    }
+}
+
+/// Read access to the elements of a contiguous CPU tensor.
+pub(crate) struct Elements<'a> {
+    storage: StorageRef<'a>,
+    layout: &'a Layout,
+}
+
+impl<'a> Elements<'a> {
+    pub(crate) fn new(x: &'a Tensor) -> Self {
+        let (storage, layout) = x.storage_and_layout();
+        Self { storage, layout }
+    }
+
+    /// All elements in row-major order.
+    pub(crate) fn slice<T: WithDType>(&self) -> Result<&[T]> {
+        let Storage::Cpu(storage) = &*self.storage else { bail!("expected a CPU tensor") };
+        let all = T::cpu_storage_as_slice(storage)?;
+        match self.layout.contiguous_offsets() {
+            Some((start, end)) => Ok(&all[start..end]),
+            None => bail!("expected a contiguous tensor"),
+        }
+    }
+}
+
+/// [`Elements`] of every input that is there.
+pub(crate) fn elements(inputs: &[Option<Tensor>]) -> Vec<Option<Elements<'_>>> {
+    inputs.iter().map(|x| x.as_ref().map(Elements::new)).collect()
+}
+
+/// Checks that every input has the dtype and device of the first, that the dtype is one we compute in, and that the
+/// device is one we have kernels for.
+pub(crate) fn same_dtype_and_device(name: &str, inputs: &[(&str, Option<&Tensor>)]) -> Result<()> {
+    let Some((_, Some(first))) = inputs.first() else { bail!("{name}: the first input is missing") };
+    if !matches!(first.dtype(), DType::F32 | DType::F64) {
+        bail!("{name}: dtype {:?} is not supported, expected f32 or f64", first.dtype());
+    }
+    if !matches!(first.device(), Device::Cpu) {
+        bail!("{name}: there is no kernel for device {:?}", first.device().location());
+    }
+    for (label, x) in inputs {
+        let Some(x) = x else { continue };
+        if x.dtype() != first.dtype() {
+            bail!("{name}: {label} has dtype {:?}, expected {:?}", x.dtype(), first.dtype());
+        }
+        if !x.device().same_device(first.device()) {
+            bail!("{name}: {label} lies on another device than {}", inputs[0].0);
+        }
+    }
+    Ok(())
+}
+
+/// Checks the shape of an input that may be absent.
+pub(crate) fn expect_shape(name: &str, label: &str, x: Option<&Tensor>, shape: &[usize]) -> Result<()> {
+    match x {
+        Some(x) if x.dims() != shape => {
+            bail!("{name}: {label} has shape {:?}, expected {shape:?}", x.dims())
+        }
+        _ => Ok(()),
+    }
+}

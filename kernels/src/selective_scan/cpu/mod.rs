@@ -1,0 +1,322 @@
+//! The selective scan on the CPU: one vector lane for each channel, the states of a channel in registers.
+//!
+//! Work is cut into *lines* of segments × channel groups, which rayon spreads over the cores; channels of a group share
+//! the tokens' rows of B and C. If there are few lines, segments are also cut along L into *spans*: a first pass finds
+//! what each span adds to the state, a short serial pass joins them, a second pass computes the outputs. How work is
+//! cut depends on the shapes alone, never on the number of threads, so results are the same bits on any machine of one
+//! instruction set.
+
+use super::Dims;
+use crate::segments::Segment;
+use crate::simd::{Real, dispatch};
+use pulp::{Simd, WithSimd};
+use std::marker::PhantomData;
+
+mod backward;
+mod forward;
+
+pub(super) use backward::backward;
+pub(super) use forward::forward;
+
+/// Channels of a line at most: their staged values for one chunk stay in the second-level cache.
+const GROUP_CHANNELS: usize = 128;
+/// Lines that we want at least before cutting segments along L is worth its second pass.
+const ENOUGH_LINES: usize = 8;
+/// Spans are no shorter than this many tokens.
+const MIN_SPAN: usize = 1024;
+
+/// The arguments of a scan as slices; shapes as in [`super::SelectiveScan`].
+pub(super) struct Scan<'a, T> {
+    pub(super) u: &'a [T],
+    pub(super) delta: &'a [T],
+    pub(super) a: &'a [T],
+    pub(super) b: &'a [T],
+    pub(super) c: &'a [T],
+    pub(super) d: Option<&'a [T]>,
+    pub(super) z: Option<&'a [T]>,
+    pub(super) delta_bias: Option<&'a [T]>,
+    pub(super) initial_state: Option<&'a [T]>,
+    pub(super) segments: &'a [Segment],
+    pub(super) dims: Dims,
+    pub(super) softplus: bool,
+    pub(super) reverse: bool,
+    pub(super) chunk: usize,
+}
+
+/// Channels `start .. start + width`, at most one vector, all of one B group and one C group.
+#[derive(Clone, Copy, Debug)]
+struct Tile {
+    start: usize,
+    width: usize,
+}
+
+/// Tiles `first .. end` of the plan, all of one B group and one C group.
+#[derive(Clone, Copy, Debug)]
+struct Group {
+    first: usize,
+    end: usize,
+    b_group: usize,
+    c_group: usize,
+}
+
+/// Steps `start .. end` of segment `segment`, counted in scan order.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    segment: usize,
+    start: usize,
+    end: usize,
+}
+
+/// How one scan is cut into lines.
+struct Plan {
+    lanes: usize,
+    tiles: Vec<Tile>,
+    groups: Vec<Group>,
+    spans: Vec<Span>,
+    /// Index of the first kept state of each segment.
+    first_chunk: Vec<usize>,
+    /// Number of kept states.
+    chunks: usize,
+}
+
+struct LaneCount<T>(PhantomData<T>);
+
+impl<T: Real> WithSimd for LaneCount<T> {
+    type Output = usize;
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> usize {
+        T::lanes::<S>()
+    }
+}
+
+impl Plan {
+    fn new<T: Real>(scan: &Scan<'_, T>) -> Self {
+        let Dims { d, b_groups, c_groups, .. } = scan.dims;
+        let lanes = dispatch(LaneCount::<T>(PhantomData));
+        // Channels that share both a B group and a C group come in runs of `run`.
+        let (b_run, c_run) = (d / b_groups.max(1), d / c_groups.max(1));
+        let mut borders: Vec<usize> = (0..d).step_by(b_run).chain((0..d).step_by(c_run)).collect();
+        borders.push(d);
+        borders.sort_unstable();
+        borders.dedup();
+
+        let lines = |channels: usize| scan.segments.len() * d.div_ceil(channels);
+        let mut group_channels = GROUP_CHANNELS.max(lanes);
+        while group_channels > lanes && lines(group_channels) < 2 * ENOUGH_LINES {
+            group_channels /= 2;
+        }
+        let (mut tiles, mut groups) = (Vec::new(), Vec::new());
+        for run in borders.windows(2) {
+            for start in (run[0]..run[1]).step_by(group_channels) {
+                let end = (start + group_channels).min(run[1]);
+                let first = tiles.len();
+                tiles.extend(
+                    (start..end)
+                        .step_by(lanes)
+                        .map(|start| Tile { start, width: lanes.min(end - start) }),
+                );
+                groups.push(Group {
+                    first,
+                    end: tiles.len(),
+                    b_group: start / b_run,
+                    c_group: start / c_run,
+                });
+            }
+        }
+
+        let lines = scan.segments.len() * groups.len();
+        let cuts = if lines < ENOUGH_LINES { (2 * ENOUGH_LINES).div_ceil(lines.max(1)) } else { 1 };
+        let (mut spans, mut first_chunk, mut chunks) = (Vec::new(), Vec::new(), 0);
+        for (segment, s) in scan.segments.iter().enumerate() {
+            let span = s.len().div_ceil(cuts).max(MIN_SPAN).next_multiple_of(scan.chunk);
+            let starts = (0..s.len()).step_by(span);
+            spans.extend(starts.map(|start| Span { segment, start, end: (start + span).min(s.len()) }));
+            if s.is_empty() {
+                spans.push(Span { segment, start: 0, end: 0 });
+            }
+            first_chunk.push(chunks);
+            chunks += s.len().div_ceil(scan.chunk);
+        }
+        Self { lanes, tiles, groups, spans, first_chunk, chunks }
+    }
+
+    /// Whether some segment has more than one span.
+    fn is_cut(&self) -> bool {
+        self.spans.iter().any(|s| s.start > 0)
+    }
+}
+
+/// Where the coefficient rows of consecutive scan steps lie: row `i` starts at `first + i · stride`.
+#[derive(Clone, Copy)]
+struct Rows {
+    first: isize,
+    stride: isize,
+}
+
+impl Rows {
+    #[inline(always)]
+    fn start(self, step: usize) -> usize {
+        (self.first + step as isize * self.stride) as usize
+    }
+}
+
+impl<T: Real> Scan<'_, T> {
+    /// Row-major token index of scan step `step` of a segment.
+    #[inline(always)]
+    fn token(&self, segment: usize, step: usize) -> usize {
+        let s = &self.segments[segment];
+        let position = if self.reverse { s.end - 1 - step } else { s.start + step };
+        s.row * self.dims.len + position
+    }
+
+    /// Rows of a coefficient of `groups` groups, from scan step `step` on. Constant coefficients have no rows.
+    fn rows(&self, segment: usize, step: usize, groups: usize, group: usize) -> Rows {
+        let n = self.dims.n;
+        let width = (groups * n) as isize;
+        let first = self.token(segment, step) as isize * width + (group * n) as isize;
+        Rows { first, stride: if self.reverse { -width } else { width } }
+    }
+
+    /// Copies `(D, N)` values of a tile, `x[start + lane, n]`, to lane order, `[n][lane]`.
+    fn load_tile(&self, x: &[T], tile: Tile, lanes: usize, out: &mut [T]) {
+        let n = self.dims.n;
+        for (lane, row) in x[tile.start * n..(tile.start + tile.width) * n].chunks_exact(n).enumerate() {
+            for (i, &value) in row.iter().enumerate() {
+                out[i * lanes + lane] = value;
+            }
+        }
+    }
+
+    /// The reverse of [`Scan::load_tile`]; `x` begins at the tile's first channel.
+    fn store_tile(&self, values: &[T], lanes: usize, x: &mut [T]) {
+        let n = self.dims.n;
+        for (lane, row) in x.chunks_exact_mut(n).enumerate() {
+            for (i, value) in row.iter_mut().enumerate() {
+                *value = values[i * lanes + lane];
+            }
+        }
+    }
+
+    /// `A` of a tile in lane order, times log₂ e so that exp(δA) = 2^(δ·this).
+    fn a_log2e(&self, tile: Tile, lanes: usize) -> Vec<T> {
+        let mut a = vec![T::default(); self.dims.n * lanes];
+        self.load_tile(self.a, tile, lanes, &mut a);
+        let log2e = T::from_f64(std::f64::consts::LOG2_E);
+        a.iter_mut().for_each(|x| *x = *x * log2e);
+        a
+    }
+
+    /// A constant coefficient of a tile in lane order; empty if the coefficient varies with the token.
+    fn constant(&self, x: &[T], groups: usize, tile: Tile, lanes: usize) -> Vec<T> {
+        if groups > 0 {
+            return Vec::new();
+        }
+        let mut out = vec![T::default(); self.dims.n * lanes];
+        self.load_tile(x, tile, lanes, &mut out);
+        out
+    }
+
+    /// The state before a segment's first step, of one tile in lane order.
+    fn state_before(&self, segment: usize, tile: Tile, lanes: usize) -> Vec<T> {
+        let mut h = vec![T::default(); self.dims.n * lanes];
+        if let Some(h0) = self.initial_state {
+            let size = self.dims.d * self.dims.n;
+            self.load_tile(&h0[segment * size..(segment + 1) * size], tile, lanes, &mut h);
+        }
+        h
+    }
+}
+
+/// Values of one coefficient (B or C) for the states of one tile.
+#[derive(Clone, Copy)]
+struct Coefficient<'a, T> {
+    /// The whole tensor; read if the coefficient varies with the token.
+    data: &'a [T],
+    rows: Rows,
+    /// In lane order; not empty if the coefficient is constant.
+    constant: &'a [T],
+}
+
+impl<T: Real> Coefficient<'_, T> {
+    /// The values of scan step `step` for states `first .. first + NB`; empty if the coefficient is constant.
+    #[inline(always)]
+    fn row<const NB: usize>(&self, step: usize, first: usize) -> &[T] {
+        if !self.constant.is_empty() {
+            return &[];
+        }
+        let start = self.rows.start(step) + first;
+        &self.data[start..start + NB]
+    }
+
+    /// The value for state `first + k` in every lane, given its step's [`Coefficient::row`]. `CONSTANT` says that this
+    /// coefficient may be constant, so that scans where none is pay for no test.
+    #[inline(always)]
+    fn lanes<S: Simd, const CONSTANT: bool>(&self, s: S, row: &[T], first: usize, k: usize) -> T::V<S> {
+        if CONSTANT && !self.constant.is_empty() {
+            T::load(s, &self.constant[(first + k) * T::lanes::<S>()..])
+        } else {
+            T::splat(s, row[k])
+        }
+    }
+}
+
+/// The staged inputs of one chunk of one tile: `[step][lane]` each.
+struct Stage<T> {
+    /// δ.
+    dt: Vec<T>,
+    /// δ·u.
+    x: Vec<T>,
+    /// y before the gate.
+    y: Vec<T>,
+}
+
+impl<T: Real> Stage<T> {
+    fn new(steps: usize, lanes: usize) -> Self {
+        let zeros = || vec![T::default(); steps * lanes];
+        Self { dt: zeros(), x: zeros(), y: zeros() }
+    }
+
+    /// Fills the stage with `steps` steps from `first` on: δ, δ·u and D·u.
+    #[inline(always)]
+    fn fill<S: Simd>(
+        &mut self,
+        s: S,
+        scan: &Scan<'_, T>,
+        segment: usize,
+        first: usize,
+        steps: usize,
+        tile: Tile,
+    ) {
+        let lanes = T::lanes::<S>();
+        let channel = |x: Option<&[T]>| match x {
+            Some(x) => T::load(s, &x[tile.start..tile.start + tile.width]),
+            None => T::vzero(s),
+        };
+        let (bias, skip) = (channel(scan.delta_bias), channel(scan.d));
+        for i in 0..steps {
+            let at = scan.token(segment, first + i) * scan.dims.d + tile.start;
+            let u = T::load(s, &scan.u[at..at + tile.width]);
+            let raw = T::vadd(s, T::load(s, &scan.delta[at..at + tile.width]), bias);
+            let dt = if scan.softplus { T::softplus(s, raw) } else { raw };
+            let lane = i * lanes..(i + 1) * lanes;
+            T::store(s, &mut self.dt[lane.clone()], dt);
+            T::store(s, &mut self.x[lane.clone()], T::vmul(s, dt, u));
+            T::store(s, &mut self.y[lane], T::vmul(s, skip, u));
+        }
+    }
+}
+
+/// Runs `$body` for blocks of `$size` consecutive states from `$first` on, which together are all `$n` states.
+macro_rules! for_state_blocks {
+    ($n:expr, [$($nb:literal),*], |$first:ident, $size:ident| $body:expr) => {{
+        let mut $first = 0;
+        $(
+            while $n - $first >= $nb {
+                const $size: usize = $nb;
+                $body;
+                $first += $nb;
+            }
+        )*
+    }};
+}
+use for_state_blocks;

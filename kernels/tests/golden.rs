@@ -1,0 +1,171 @@
+//! Every golden case of the ops, in f32 and f64, for the kernels and for their references.
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use mamba_kernels::testing::{Case, check_cases, expect_close, golden_dir};
+use mamba_kernels::{SelectiveScan, selective_scan::reference, selective_state_update};
+use std::collections::BTreeMap;
+
+const COMMITTED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
+
+/// Tolerances for f32 outputs and gradients, and for f64.
+const FORWARD: f64 = 5e-6;
+const GRADIENT: f64 = 2e-5;
+const F64: f64 = 1e-9;
+
+#[test]
+fn every_golden_op_case_holds() {
+    let root = golden_dir(COMMITTED);
+    check_cases(
+        &root,
+        &[
+            ("selective_scan", &selective_scan),
+            ("selective_state_update", &state_update),
+            ("selective_state_update_heads", &state_update_heads),
+        ],
+        &["selective_scan", "selective_state_update", "selective_state_update_heads"],
+    );
+}
+
+/// Inputs as variables under their golden names, cast to `dtype`.
+struct Inputs(BTreeMap<&'static str, Var>);
+
+impl Inputs {
+    fn new(case: &Case, names: &[&'static str], dtype: DType) -> Result<Self> {
+        let present = names.iter().filter_map(|&name| Some((name, case.get(name)?)));
+        let vars = present.map(|(name, x)| Ok((name, Var::from_tensor(&x.to_dtype(dtype)?)?)));
+        Ok(Self(vars.collect::<Result<_>>()?))
+    }
+
+    fn get(&self, name: &str) -> Option<Tensor> {
+        self.0.get(name).map(|v| v.as_tensor().clone())
+    }
+
+    fn need(&self, name: &str) -> Tensor {
+        self.get(name).unwrap_or_else(|| panic!("the case has no input {name:?}"))
+    }
+
+    /// Compares outputs, and the gradients of Σ y·cotangent with those of the case.
+    fn expect(&self, case: &Case, what: &str, dtype: DType, outputs: &[(&str, Tensor)]) -> Result<()> {
+        let (prefix, forward, gradient) = match dtype {
+            DType::F64 => ("f64.", F64, F64),
+            _ => ("", FORWARD, GRADIENT),
+        };
+        let mut loss = Tensor::zeros((), dtype, &Device::Cpu)?;
+        for (name, y) in outputs {
+            if let Some(want) = case.get(&format!("{prefix}{name}")) {
+                expect_close(&format!("{what} {prefix}{name}"), y, want, forward)?;
+            }
+            let cotangent = match *name {
+                "y" => "cotangent",
+                "residual_out" => "cotangent_residual",
+                _ => continue,
+            };
+            if let Some(cotangent) = case.get(cotangent) {
+                loss = (loss + (y * cotangent.to_dtype(dtype)?)?.sum_all()?)?;
+            }
+        }
+        let grads = loss.backward()?;
+        for (name, var) in &self.0 {
+            let key = format!("{prefix}grad.{name}");
+            if let Some(want) = case.get(&key) {
+                let got = grads.get(var).unwrap_or_else(|| panic!("{}: no {key}", case.name));
+                expect_close(&format!("{what} {key}"), got, want, gradient)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// (B, D, L) ↔ (B, L, D).
+fn swap(x: &Tensor) -> Result<Tensor> {
+    x.transpose(1, 2)?.contiguous()
+}
+
+/// A coefficient (B, N, L) or (B, G, N, L) as (B, L, N) or (B, L, G, N); (D, N) stays.
+fn coefficient(x: &Tensor) -> Result<Tensor> {
+    match x.rank() {
+        2 => Ok(x.clone()),
+        3 => swap(x),
+        _ => x.permute((0, 3, 1, 2))?.contiguous(),
+    }
+}
+
+fn selective_scan(case: &Case) -> Result<()> {
+    const NAMES: &[&str] = &["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state"];
+    for dtype in [DType::F32, DType::F64] {
+        for what in ["kernel", "reference"] {
+            let inputs = Inputs::new(case, NAMES, dtype)?;
+            let (u, delta) = (swap(&inputs.need("u"))?, swap(&inputs.need("delta"))?);
+            let (b, c) = (coefficient(&inputs.need("B"))?, coefficient(&inputs.need("C"))?);
+            let z = inputs.get("z").map(|z| swap(&z)).transpose()?;
+            let (a, d, bias, h0) =
+                (inputs.need("A"), inputs.get("D"), inputs.get("delta_bias"), inputs.get("initial_state"));
+            let mut scan = SelectiveScan::new(&u, &delta, &a, &b, &c).softplus(case.flag("delta_softplus"));
+            scan = d.iter().fold(scan, |s, d| s.skip(d));
+            scan = z.iter().fold(scan, |s, z| s.gate(z));
+            scan = bias.iter().fold(scan, |s, x| s.delta_bias(x));
+            scan = h0.iter().fold(scan, |s, x| s.initial_state(x));
+            let (y, last) = match what {
+                "kernel" => scan.run_with_state()?,
+                _ => reference::selective_scan(&scan)?,
+            };
+            inputs.expect(case, what, dtype, &[("y", swap(&y)?), ("last_state", last)])?;
+        }
+    }
+    Ok(())
+}
+
+/// T consecutive decoding steps; the step axis is the last one.
+fn state_update(case: &Case) -> Result<()> {
+    let get = |name: &str| case.tensor(name);
+    let at = |x: &Tensor, t: usize| x.narrow(2, t, 1)?.transpose(1, 2)?.contiguous(); // (B, 1, ·)
+    let (a, mut state) = (get("A")?, get("state_in")?);
+    let (skip, bias) = (case.get("D"), case.get("dt_bias"));
+    let mut outputs = Vec::new();
+    for t in 0..get("x")?.dim(2)? {
+        let (x, dt, b, c) = (at(&get("x")?, t)?, at(&get("dt")?, t)?, at(&get("B")?, t)?, at(&get("C")?, t)?);
+        let z = case.get("z").map(|z| at(z, t)).transpose()?;
+        let mut step = SelectiveScan::new(&x, &dt, &a, &b, &c).softplus(case.flag("dt_softplus"));
+        step = skip.into_iter().fold(step, |s, d| s.skip(d));
+        step = bias.into_iter().fold(step, |s, d| s.delta_bias(d));
+        step = z.iter().fold(step, |s, z| s.gate(z));
+        let (y, next) = selective_state_update(step, &state)?;
+        state = next;
+        expect_close(&format!("state {t}"), &state, &get("state_after_each")?.get(t)?, FORWARD)?;
+        outputs.push(y);
+    }
+    expect_close("y", &Tensor::stack(&outputs, 2)?, &get("y")?, FORWARD)
+}
+
+/// Decoding with heads: scalars of a head are repeated over its channels.
+fn state_update_heads(case: &Case) -> Result<()> {
+    let get = |name: &str| case.tensor(name);
+    let state = get("state_in")?;
+    let (batch, heads, p, n) = state.dims4()?;
+    let per_channel = |x: &Tensor| -> Result<Tensor> {
+        let mut dims = x.dims().to_vec();
+        let x = x.unsqueeze(dims.len())?;
+        dims.push(p);
+        x.broadcast_as(dims.as_slice())?.contiguous()
+    };
+    let a = per_channel(&get("A")?)?.reshape((heads * p, 1))?.broadcast_as((heads * p, n))?.contiguous()?;
+    let channels = |x: Option<&Tensor>| x.map(|x| per_channel(x)?.reshape(heads * p)).transpose();
+    let (skip, bias) = (channels(case.get("D"))?, channels(case.get("dt_bias"))?);
+    let mut state = state.reshape((batch, heads * p, n))?;
+    for t in 0..get("x")?.dim(0)? {
+        let token = |name: &str| get(name)?.get(t)?.reshape((batch, 1, heads * p));
+        let dt = per_channel(&get("dt")?.get(t)?)?.reshape((batch, 1, heads * p))?;
+        let (x, b, c) = (token("x")?, get("B")?.get(t)?.unsqueeze(1)?, get("C")?.get(t)?.unsqueeze(1)?);
+        let z = case.get("z").map(|_| token("z")).transpose()?;
+        let mut step = SelectiveScan::new(&x, &dt, &a, &b, &c).softplus(case.flag("dt_softplus"));
+        step = skip.iter().fold(step, |s, d| s.skip(d));
+        step = bias.iter().fold(step, |s, d| s.delta_bias(d));
+        step = z.iter().fold(step, |s, z| s.gate(z));
+        let (y, next) = selective_state_update(step, &state)?;
+        state = next;
+        expect_close("y", &y.reshape((batch, heads, p))?, &get("y")?.get(t)?, FORWARD)?;
+        let after = get("state_after_each")?.get(t)?.reshape((batch, heads * p, n))?;
+        expect_close("state", &state, &after, FORWARD)?;
+    }
+    Ok(())
+}
