@@ -1,7 +1,9 @@
 //! Fused, differentiable Mamba kernels for candle.
 #![doc = include_str!("../README.md")]
 
+pub mod causal_conv1d;
 mod fused;
+pub mod norm;
 pub mod segments;
 pub mod selective_scan;
 mod shared;
@@ -9,5 +11,7 @@ mod simd;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+pub use causal_conv1d::{CausalConv1d, causal_conv1d_update};
+pub use norm::Norm;
 pub use segments::{Segment, Segments};
 pub use selective_scan::{SelectiveScan, selective_state_update};

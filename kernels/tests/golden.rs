@@ -2,7 +2,10 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use mamba_kernels::testing::{Case, check_cases, expect_close, golden_dir};
-use mamba_kernels::{SelectiveScan, selective_scan::reference, selective_state_update};
+use mamba_kernels::{
+    CausalConv1d, Norm, Segments, SelectiveScan, causal_conv1d, causal_conv1d_update, norm, selective_scan,
+    selective_state_update,
+};
 use std::collections::BTreeMap;
 
 const COMMITTED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
@@ -18,11 +21,23 @@ fn every_golden_op_case_holds() {
     check_cases(
         &root,
         &[
-            ("selective_scan", &selective_scan),
+            ("selective_scan", &scan),
             ("selective_state_update", &state_update),
             ("selective_state_update_heads", &state_update_heads),
+            ("causal_conv1d", &conv),
+            ("causal_conv1d_update", &conv_update),
+            ("rms_norm_gated", &gated_norm),
+            ("add_norm", &add_norm),
         ],
-        &["selective_scan", "selective_state_update", "selective_state_update_heads"],
+        &[
+            "selective_scan",
+            "selective_state_update",
+            "selective_state_update_heads",
+            "causal_conv1d",
+            "causal_conv1d_update",
+            "rms_norm_gated",
+            "add_norm",
+        ],
     );
 }
 
@@ -90,7 +105,7 @@ fn coefficient(x: &Tensor) -> Result<Tensor> {
     }
 }
 
-fn selective_scan(case: &Case) -> Result<()> {
+fn scan(case: &Case) -> Result<()> {
     const NAMES: &[&str] = &["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state"];
     for dtype in [DType::F32, DType::F64] {
         for what in ["kernel", "reference"] {
@@ -107,7 +122,7 @@ fn selective_scan(case: &Case) -> Result<()> {
             scan = h0.iter().fold(scan, |s, x| s.initial_state(x));
             let (y, last) = match what {
                 "kernel" => scan.run_with_state()?,
-                _ => reference::selective_scan(&scan)?,
+                _ => selective_scan::reference::selective_scan(&scan)?,
             };
             inputs.expect(case, what, dtype, &[("y", swap(&y)?), ("last_state", last)])?;
         }
@@ -166,6 +181,120 @@ fn state_update_heads(case: &Case) -> Result<()> {
         expect_close("y", &y.reshape((batch, heads, p))?, &get("y")?.get(t)?, FORWARD)?;
         let after = get("state_after_each")?.get(t)?.reshape((batch, heads * p, n))?;
         expect_close("state", &state, &after, FORWARD)?;
+    }
+    Ok(())
+}
+
+fn conv(case: &Case) -> Result<()> {
+    const NAMES: &[&str] = &["x", "weight", "bias", "initial_states"];
+    for dtype in [DType::F32, DType::F64] {
+        for what in ["kernel", "reference"] {
+            let inputs = Inputs::new(case, NAMES, dtype)?;
+            let x = swap(&inputs.need("x"))?;
+            let (batch, len, _) = x.dims3()?;
+            let (weight, bias) = (inputs.need("weight"), inputs.get("bias"));
+            let state = inputs.get("initial_states").map(|x| swap(&x)).transpose()?;
+            let segments = match case.get("seq_idx") {
+                Some(ids) => {
+                    let ids = ids.to_dtype(DType::I64)?.flatten_all()?.to_vec1::<i64>()?;
+                    let ids: Vec<i32> = ids.iter().map(|&i| i as i32).collect();
+                    Some(Segments::from_seq_idx(&ids, batch, len)?)
+                }
+                None => None,
+            };
+            let mut conv = CausalConv1d::new(&x, &weight).silu(case.config["activation"] == "silu");
+            conv = bias.iter().fold(conv, |c, b| c.bias(b));
+            conv = state.iter().fold(conv, |c, s| c.initial_state(s));
+            conv = segments.iter().fold(conv, |c, s| c.segments(s));
+            let (y, last) = match what {
+                "kernel" => conv.run_with_state()?,
+                _ => causal_conv1d::reference::causal_conv1d(&conv)?,
+            };
+            let mut outputs = vec![("y", swap(&y)?)];
+            if segments.is_none() {
+                outputs.push(("final_states", swap(&last)?));
+            }
+            inputs.expect(case, what, dtype, &outputs)?;
+        }
+    }
+    Ok(())
+}
+
+/// T single-token steps. Upstream's cache may be longer than K-1 columns, and circular: its newest token then lies before
+/// column `cache_seqlens % columns`. Ours holds just the K-1 newest, oldest first.
+fn conv_update(case: &Case) -> Result<()> {
+    let get = |name: &str| case.tensor(name);
+    let (weight, cache) = (get("weight")?, get("state_in")?);
+    let (batch, _, columns) = cache.dims3()?;
+    let width = weight.dim(1)?;
+    let start = match case.get("cache_seqlens_start") {
+        Some(start) => start.to_dtype(DType::I64)?.to_vec1::<i64>()?,
+        None => vec![0; batch],
+    };
+    let circular = case.flag("circular_buffer");
+    let newest = |cache: &Tensor, steps: usize| -> Result<Tensor> {
+        let rows = (0..batch).map(|b| {
+            let next = if circular { start[b] as usize + steps } else { 0 };
+            let ids: Vec<u32> = (1..width).map(|k| ((next + 2 * columns + k - width) % columns) as u32).collect();
+            let ids = Tensor::from_vec(ids, width - 1, &Device::Cpu)?;
+            cache.get(b)?.t()?.contiguous()?.index_select(&ids, 0)
+        });
+        Tensor::stack(&rows.collect::<Result<Vec<_>>>()?, 0)
+    };
+    let mut state = newest(&cache, 0)?;
+    for t in 0..get("x")?.dim(0)? {
+        let x = get("x")?.get(t)?.unsqueeze(1)?;
+        let mut step = CausalConv1d::new(&x, &weight).silu(case.config["activation"] == "silu");
+        step = case.get("bias").into_iter().fold(step, |s, b| s.bias(b));
+        let (y, next) = causal_conv1d_update(step, &state)?;
+        state = next;
+        expect_close(&format!("y {t}"), &y, &get("y")?.get(t)?, FORWARD)?;
+        let want = newest(&get("state_after_each")?.get(t)?, t + 1)?;
+        expect_close(&format!("state {t}"), &state, &want, FORWARD)?;
+    }
+    Ok(())
+}
+
+fn gated_norm(case: &Case) -> Result<()> {
+    for dtype in [DType::F32, DType::F64] {
+        for what in ["kernel", "reference"] {
+            let inputs = Inputs::new(case, &["x", "weight", "bias", "z"], dtype)?;
+            let (x, weight, bias, z) =
+                (inputs.need("x"), inputs.need("weight"), inputs.get("bias"), inputs.get("z"));
+            let eps = case.config["eps"].as_f64().unwrap_or_default();
+            let mut norm = Norm::rms(&x, &weight, eps);
+            norm = bias.iter().fold(norm, |n, b| n.bias(b));
+            norm = z.iter().fold(norm, |n, z| n.gate(z, case.flag("norm_before_gate")));
+            if let Some(size) = case.config["group_size"].as_u64() {
+                norm = norm.group_size(size as usize);
+            }
+            let y = match what {
+                "kernel" => norm.run()?,
+                _ => norm::reference::norm(&norm)?.0,
+            };
+            inputs.expect(case, what, dtype, &[("y", y)])?;
+        }
+    }
+    Ok(())
+}
+
+fn add_norm(case: &Case) -> Result<()> {
+    for dtype in [DType::F32, DType::F64] {
+        for what in ["kernel", "reference"] {
+            let inputs = Inputs::new(case, &["x", "weight", "bias", "residual"], dtype)?;
+            let (x, weight, bias, residual) =
+                (inputs.need("x"), inputs.need("weight"), inputs.get("bias"), inputs.get("residual"));
+            let eps = case.config["eps"].as_f64().unwrap_or_default();
+            let new = if case.flag("rms") { Norm::rms } else { Norm::layer };
+            let mut norm = new(&x, &weight, eps);
+            norm = bias.iter().fold(norm, |n, b| n.bias(b));
+            norm = residual.iter().fold(norm, |n, r| n.residual(r));
+            let (y, sum) = match what {
+                "kernel" => norm.run_with_residual()?,
+                _ => norm::reference::norm(&norm)?,
+            };
+            inputs.expect(case, what, dtype, &[("y", y), ("residual_out", sum)])?;
+        }
     }
     Ok(())
 }
