@@ -62,6 +62,14 @@ pub enum Error {
         /// How many sets were asked for.
         sets: usize,
     },
+    /// No interval is long enough for a window.
+    #[error("no stretch has {window} bases for a window; the longest has {longest}")]
+    NoWindow {
+        /// Bases in a window.
+        window: u64,
+        /// Bases in the longest interval.
+        longest: u64,
+    },
     /// A number that must be at least one is zero.
     #[error("{name} must be at least 1")]
     Zero {

@@ -1,7 +1,7 @@
 //! Seeded splits: blocks of a genome, fractions of a list, k folds.
 //!
 //! Neighbouring windows of a genome overlap and repeat each other, so a split of windows leaks. [`genome_split`] holds
-//! out whole blocks instead; training windows are then taken *inside* the training intervals only (see [`Windows`])
+//! out whole blocks instead; training windows are then taken *inside* the training intervals only (see [`Windows`](crate::Windows))
 //! and cannot touch a held-out base.
 //!
 //! ```
@@ -173,53 +173,6 @@ fn merged(mut intervals: Vec<Interval>) -> Vec<Interval> {
         }
     }
     merged
-}
-
-/// Every window of one length inside a list of intervals, numbered, so that a random number picks one uniformly.
-#[derive(Debug, Clone)]
-pub struct Windows {
-    // The intervals that hold a window, each with the number of windows up to and including it.
-    intervals: Vec<(u64, Interval)>,
-    window: u64,
-}
-
-impl Windows {
-    /// The windows of `window` bases that lie wholly inside one of the intervals; none at all is an error.
-    pub fn new(intervals: &[Interval], window: u64) -> Result<Self> {
-        if window == 0 {
-            return Err(Error::Zero { name: "the window length" });
-        }
-        let mut count = 0;
-        let fitting = intervals.iter().filter(|i| i.len() >= window);
-        let intervals: Vec<_> = fitting
-            .map(|&i| {
-                count += i.len() - window + 1;
-                (count, i)
-            })
-            .collect();
-        if intervals.is_empty() {
-            let what = format!("stretches of at least {window} bases");
-            return Err(Error::TooFew { found: 0, what, sets: 1 });
-        }
-        Ok(Self { intervals, window })
-    }
-
-    /// How many windows there are: at least one.
-    pub fn count(&self) -> u64 {
-        self.intervals.last().map_or(0, |&(count, _)| count)
-    }
-
-    /// The window of this number.
-    ///
-    /// # Panics
-    ///
-    /// If `number` is not less than [`count`](Windows::count).
-    pub fn get(&self, number: u64) -> Interval {
-        let at = self.intervals.partition_point(|&(count, _)| count <= number);
-        let (count, interval) = self.intervals[at];
-        let end = interval.end - (count - 1 - number);
-        Interval { record: interval.record, start: end - self.window, end }
-    }
 }
 
 /// Disjoint, sorted places in a list that together cover it.
@@ -395,28 +348,6 @@ mod tests {
                         prop_assert_eq!(at, len);
                     }
                     prop_assert_eq!(&split, &genome_split(&lengths, block, fractions, seed).unwrap());
-                }
-            }
-        }
-
-        #[test]
-        fn windows_are_all_different_and_inside_an_interval(
-            lengths in prop::collection::vec(1u64..60, 1..5), window in 1u64..30,
-        ) {
-            let mut start = 0;
-            let intervals: Vec<_> = lengths.iter().enumerate().map(|(i, len)| {
-                start += 7;
-                Interval { record: i / 2, start, end: start + len }
-            }).collect();
-            let expected: Vec<_> = intervals.iter().flat_map(|i| {
-                (i.start..i.end).map(|start| Interval { record: i.record, start, end: start + window })
-                    .filter(|w| w.end <= i.end)
-            }).collect();
-            match Windows::new(&intervals, window) {
-                Err(_) => prop_assert!(expected.is_empty()),
-                Ok(windows) => {
-                    let found: Vec<_> = (0..windows.count()).map(|n| windows.get(n)).collect();
-                    prop_assert_eq!(found, expected);
                 }
             }
         }

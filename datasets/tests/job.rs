@@ -337,7 +337,9 @@ fn a_directory_of_parts_skips_refuses_and_overwrites() {
     let far = Shard::new(99, 100).unwrap();
     assert!(matches!(open(job("max"), far), Err(Error::Changed { .. })));
 
-    // A shard that overwrites removes its own old parts, and no others.
+    // A shard that overwrites removes its own old parts, also one whose commit was cut short, and no others.
+    let manifest = dir.path().join("part-00004.parquet.manifest.json");
+    fs::rename(&manifest, manifest.with_extension("json.pending")).unwrap();
     let even = Shard::new(0, 2).unwrap();
     open(job("max").overwrite(true), even).unwrap();
     let names: Vec<_> = content(dir.path()).into_keys().filter(|name| name.ends_with(".parquet")).collect();

@@ -134,6 +134,11 @@ impl Manifest {
         crate::atomic::sync_folder(&path)
     }
 
+    /// Reads the manifest of an output, or the pending one if a commit was cut short before there was any.
+    pub(super) fn read_any(output: &Path) -> Result<Option<Self>> {
+        Ok(Self::read_beside(output)?.or(Self::read_pending(output)?))
+    }
+
     /// Removes the pending manifest.
     pub(super) fn discard_pending(output: &Path) -> Result<()> {
         remove(&Self::pending_path_for(output)?)
@@ -142,6 +147,7 @@ impl Manifest {
     /// Removes the manifest and then its files.
     pub(super) fn remove_with_files(&self, output: &Path) -> Result<()> {
         remove(&Self::path_for(output)?)?;
+        Self::discard_pending(output)?;
         self.files.iter().try_for_each(|file| remove(&output.with_file_name(&file.name)))
     }
 
@@ -173,19 +179,21 @@ impl fmt::Display for Manifest {
     }
 }
 
-/// The parts in a folder that have a manifest: number and output path, in order.
+/// The parts in a folder that have a manifest, be it a pending one: number and output path, in order.
 pub(super) fn parts_in(dir: &Path) -> Result<Vec<(usize, PathBuf)>> {
     let mut parts = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(Error::io("read", dir))? {
         let path = entry.map_err(Error::io("read", dir))?.path();
         let name = path.file_name().and_then(|name| name.to_str());
-        let Some(output) = name.and_then(|name| name.strip_suffix(SUFFIX)) else { continue };
+        let output = name.and_then(|n| n.strip_suffix(SUFFIX).or_else(|| n.strip_suffix(PENDING)));
+        let Some(output) = output else { continue };
         let number = output.strip_prefix("part-").and_then(|rest| rest.split('.').next());
         if let Some(number) = number.and_then(|number| number.parse().ok()) {
             parts.push((number, dir.join(output)));
         }
     }
     parts.sort();
+    parts.dedup();
     Ok(parts)
 }
 
@@ -228,6 +236,8 @@ mod tests {
         for name in [
             "part-00010.npy.manifest.json",
             "part-00002.npy.manifest.json",
+            "part-00002.npy.manifest.json.pending",
+            "part-00004.npy.manifest.json.pending",
             "part-00003.npy",
             "part-x.npy.manifest.json",
             "notes.txt",
@@ -235,6 +245,6 @@ mod tests {
             std::fs::write(dir.path().join(name), "").unwrap();
         }
         let parts = parts_in(dir.path()).unwrap();
-        assert_eq!(parts, [(2, dir.path().join("part-00002.npy")), (10, dir.path().join("part-00010.npy"))]);
+        assert_eq!(parts, [2, 4, 10].map(|n| (n, dir.path().join(format!("part-{n:05}.npy")))));
     }
 }

@@ -80,12 +80,12 @@ impl Job {
         self.part_at(path, None, format, schema)
     }
 
-    /// A directory of parts. Checks every finished part there before any work is done, so that parts of two jobs never
+    /// A directory of parts. Checks every part there before any work is done, so that parts of two jobs never
     /// mix; with [`overwrite`](Job::overwrite), removes this shard's parts of another job.
     pub fn directory(&self, dir: &Path, format: Format, shard: Shard) -> Result<Directory> {
         std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
         for (part, path) in manifest::parts_in(dir)? {
-            let Some(manifest) = Manifest::read_beside(&path)? else { continue };
+            let Some(manifest) = Manifest::read_any(&path)? else { continue };
             let changes = self.fingerprint.changes_since(&manifest.fingerprint);
             if changes.is_empty() {
                 continue;

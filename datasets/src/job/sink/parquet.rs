@@ -132,16 +132,17 @@ mod tests {
         let mut sink = ParquetSink::new(output, &schema).unwrap();
         let group = sink.group_rows();
         assert_eq!(group, (16 << 20) / (4 * dim));
-        let vectors = embeddings((0..group / 2 * dim).map(|i| (i % 65_521) as f32).collect(), dim).unwrap();
+        let vectors =
+            embeddings((0..group * 3 / 4 * dim).map(|i| (i % 65_521) as f32).collect(), dim).unwrap();
         let batch = RecordBatch::try_new(schema, vec![vectors]).unwrap();
         let mut on_disk = 0;
-        for _ in 0..4 {
+        // Each time three quarters of a group more.
+        for held_quarters in [3, 2, 1, 0] {
             sink.write(&batch).unwrap();
-            assert_eq!(sink.held_rows, group / 2);
-            sink.write(&batch).unwrap();
-            assert_eq!((sink.held_rows, sink.writer.in_progress_size()), (0, 0));
+            assert_eq!(sink.held_rows, group * held_quarters / 4);
+            assert_eq!(sink.writer.in_progress_size(), 0);
             let len = std::fs::metadata(&temporary).unwrap().len();
-            assert!(len > on_disk, "nothing was written out");
+            assert!(held_quarters == 3 || len > on_disk, "nothing was written out");
             on_disk = len;
         }
     }
