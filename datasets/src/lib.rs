@@ -1,1 +1,19 @@
-//! d
+#![doc = include_str!("../README.md")]
+
+pub mod atomic;
+pub mod batch;
+mod error;
+#[cfg(feature = "job")]
+pub mod job;
+pub mod prefetch;
+pub mod sample;
+pub mod split;
+mod windows;
+
+pub use atomic::AtomicFile;
+pub use batch::{Batch, Batches, InOrder, Layout, Limits, batches, stream};
+pub use error::{Error, Result};
+pub use prefetch::{Prefetch, prefetch};
+pub use sample::{Sample, sample, samples};
+pub use split::{Fold, Fractions, GenomeSplit, IndexSplit, Interval, genome_split, index_split, k_fold};
+pub use windows::Windows;
