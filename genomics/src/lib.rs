@@ -13,6 +13,19 @@
 //! Everything random is a pure function of `(seed, step, row)`, so that a run can be resumed or sharded without
 //! saving the state of a generator.
 //!
+//! ```
+//! use mamba_genomics::fasta::{FastaOptions, FastaReader};
+//! use mamba_genomics::tokenizer;
+//! use mamba_genomics::windows::{WindowSpec, Windows};
+//!
+//! let text = b">phage first lines\nACGTac\nGUN\n";
+//! let reader = FastaReader::from_reader("phage.fa", &text[..], FastaOptions::default())?;
+//! let windows: Vec<_> = Windows::new(reader, WindowSpec::new(6, 2)?).collect::<Result<_, _>>()?;
+//! assert_eq!(tokenizer::decode(&windows[1].ids), "TACGTN");
+//! assert_eq!((windows[1].window.start0, windows[1].window.core_start0), (3, 4));
+//! # Ok::<(), mamba_genomics::Error>(())
+//! ```
+//!
 //! Positions say their base in their name: `start0`, `end0` are 0-based and half-open, `position1` is 1-based.
 
 pub mod count_model;

@@ -11,6 +11,7 @@
 use rand_chacha::rand_core::Rng;
 
 use crate::error::{Error, Result};
+use crate::genome::{GenomePosition, Interval};
 use crate::rng::{self, Stream};
 use crate::tokenizer::{BASES, MASK, PAD, is_base};
 
@@ -81,6 +82,13 @@ pub fn mask_row(
     chosen
 }
 
+/// Where the chosen bases of a window stand in the genome, so that another model can be scored on the very same ones.
+/// `labels` are those of [`mask_row`] for the window's forward strand.
+pub fn chosen_positions(window: Interval, labels: &[u32]) -> impl Iterator<Item = GenomePosition> {
+    let chosen = labels.iter().enumerate().filter(|&(_, &label)| label != u32::from(PAD));
+    chosen.map(move |(i, _)| GenomePosition { record: window.record, position0: window.start0 + i })
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -125,6 +133,14 @@ mod tests {
                 false => assert_eq!((input, label), (u32::from(MASK), u32::from(id))),
             }
         }
+    }
+
+    #[test]
+    fn chosen_positions_are_where_the_labels_are() {
+        let pad = u32::from(PAD);
+        let window = Interval { record: 3, start0: 100, end0: 104 };
+        let positions: Vec<_> = chosen_positions(window, &[pad, 7, pad, 9]).collect();
+        assert_eq!(positions, [101, 103].map(|position0| GenomePosition { record: 3, position0 }));
     }
 
     #[test]

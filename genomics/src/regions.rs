@@ -284,7 +284,7 @@ fn split_list(text: &str) -> Vec<&str> {
                 after_colon = true;
                 false
             }
-            b',' => !in_braces && !(after_colon && three_digits()),
+            b',' => !(in_braces || (after_colon && three_digits())),
             _ => !in_braces && byte.is_ascii_whitespace(),
         };
         if separates {

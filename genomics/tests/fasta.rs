@@ -1,4 +1,5 @@
 //! Streaming and random access over every kind of file, and the message of every kind of fault.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -306,9 +307,9 @@ fn a_stale_or_broken_index_is_noticed() {
     let path = save(&folder, "x.fa", b">a\nACGT\nAC\n>b\nGGGG\n");
     let index = folder.path().join("x.fa.fai");
     for (text, expected) in [
-        ("a\t7\t3\t4\t5\n", "a line is shorter"),
+        ("a\t7\t3\t4\t5\n", "its last line ends elsewhere"),
         ("a\t6\t3\t5\t6\n", "a line is"),
-        ("a\t5\t3\t4\t5\n", "the record is longer"),
+        ("a\t5\t3\t4\t5\n", "its last line ends elsewhere"),
         ("b\t6\t3\t4\t5\n", "the header before it is \"a\""),
         ("a\t6\t4\t4\t5\n", "no line begins at byte 4"),
         ("a\t4\t8\t4\t5\n", "no header stands before it"),
@@ -415,6 +416,22 @@ proptest! {
     }
 
     #[test]
+    fn a_changed_byte_in_a_bgzip_file_is_an_error_or_changes_nothing(at in 0.0..1.0f64, byte: u8, block in 20usize..90) {
+        let bases = "ACGTTGCATC".repeat(30);
+        let folder = TempDir::new().unwrap();
+        let text = format!(">a\n{bases}\n");
+        let mut bytes = bgzip(text.as_bytes(), block);
+        let at = (at * bytes.len() as f64) as usize;
+        bytes[at] = byte;
+        let path = save(&folder, "x.fa.gz", &bytes);
+        save(&folder, "x.fa.gz.fai", b"a\t300\t3\t300\t301\n");
+        let random = IndexedFasta::open([&path]).and_then(|mut fasta| fetch(&mut fasta, 0, 0, 300));
+        let streamed = FastaReader::open(&path, options(9)).and_then(|chunks| joined(chunks, 9));
+        prop_assert!(random.is_err() || random.is_ok_and(|text| text == bases));
+        prop_assert!(streamed.is_err() || streamed.is_ok_and(|records| records[0].1 == bases));
+    }
+
+    #[test]
     fn no_bytes_make_the_readers_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), index in ".{0,80}") {
         let _ = read(&bytes);
         let _ = read(&[b"\x1f\x8b\x08\x04".as_slice(), &bytes].concat());
@@ -454,11 +471,13 @@ fn real_files_are_read() {
         return;
     };
     let folder = Path::new(&data).join("genomics");
-    let read = |name: &str| {
-        let mut files = FastaFiles::new([folder.join(name)], FastaOptions::default());
-        let records = (&mut files).try_fold(0, |n, chunk| chunk.map(|chunk| n + usize::from(chunk.last)));
+    let read_with = |name: &str, duplicates| {
+        let options = FastaOptions { duplicates, ..FastaOptions::default() };
+        let mut files = FastaFiles::new([folder.join(name)], options);
+        let records = files.try_fold(0, |n, chunk| chunk.map(|chunk| n + usize::from(chunk.last)));
         records.map(|records| (records, files.counts()))
     };
+    let read = |name| read_with(name, Duplicates::Error);
     for (name, records, bases) in [
         ("genomes/NC_008253.fna.gz", 1, 4_938_920),
         ("genomes/lambda_virus.fa.gz", 1, 48_502),
@@ -471,7 +490,6 @@ fn real_files_are_read() {
         ("edge_cases/test.fa.gz", 22, 10_335),
         ("edge_cases/test_ref.fa", 1, 50_000),
         ("edge_cases/hg38.fa.gz", 2, 61_674),
-        ("edge_cases/nucleotide_lib.fa.gz", 7, 17_344),
         ("edge_cases/test.iupac.fa", 2, 40),
     ] {
         let (got, counts) = read(name).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -479,6 +497,9 @@ fn real_files_are_read() {
     }
     assert_eq!(read("genomes/NC_001802lc.fna.gz").unwrap().1.soft_masked, 9_181);
     assert_eq!(read("edge_cases/test.iupac.fa").unwrap().1.ambiguous, [2; 11]);
+    let (records, counts) = read_with("edge_cases/nucleotide_lib.fa.gz", Duplicates::Allow).unwrap();
+    assert_eq!((records, counts.bases), (7, 17_344));
+    assert!(matches!(read("edge_cases/nucleotide_lib.fa.gz"), Err(Error::DuplicateName { line: 285, .. })));
     assert!(matches!(read("edge_cases/empty.fa"), Err(Error::EmptyFile { .. })));
     assert!(matches!(read("edge_cases/dups.fasta"), Err(Error::DuplicateName { line: 10, .. })));
     let protein = read("protein/globins45.fa").unwrap_err();

@@ -1,4 +1,5 @@
 //! BED files and region lists: what is accepted, and the message of every fault.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::io::Write;
 

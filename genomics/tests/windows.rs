@@ -1,4 +1,5 @@
 //! Windows: cores cover each base once, each base is taken where it is farthest from an edge, any chunking gives the same.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::sync::Arc;
 
@@ -64,7 +65,6 @@ proptest! {
             next = window.core_end0;
         }
         prop_assert_eq!(next, len);
-        // The ends of the record are no edges: nothing was cut off there.
         let distance = |w: &Window, p: u64| (p - w.start0).min(w.end0 - 1 - p);
         for window in &windows {
             for p in window.core_start0..window.core_end0 {

@@ -290,7 +290,7 @@ impl IndexedFile {
         let end = record.byte_offset(record.length - 1) + 1;
         match self.bytes.read_at(&self.path, end, 1)?.first() {
             None | Some(b'\n' | b'\r') => Ok(()),
-            Some(_) => mismatch("the record is longer than the index says".into()),
+            Some(_) => mismatch("its last line ends elsewhere than the index says".into()),
         }
     }
 }

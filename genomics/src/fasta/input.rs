@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use flate2::bufread::MultiGzDecoder;
+use noodles::bgzf;
 
 use crate::error::{Error, Result};
 
@@ -98,9 +99,10 @@ impl Input {
         let raw = BufReader::with_capacity(BUFFER_LEN, raw);
         let reader: Box<dyn BufRead + Send> = match compression {
             Compression::Plain => Box::new(raw),
-            Compression::Gzip | Compression::Bgzf => {
-                Box::new(BufReader::with_capacity(BUFFER_LEN, MultiGzDecoder::new(raw)))
-            }
+            Compression::Gzip => Box::new(BufReader::with_capacity(BUFFER_LEN, MultiGzDecoder::new(raw))),
+            // As gzip it could be read too, but a changed length of a block header's extra field, which has no
+            // checksum, would silently skip blocks.
+            Compression::Bgzf => Box::new(bgzf::io::Reader::new(raw)),
         };
         Ok(Self { path: name, compression, reader, bytes_read, total_bytes })
     }
@@ -141,6 +143,9 @@ pub(crate) fn is_stdin(path: &Path) -> bool {
 /// Sorts a decompressor's error into truncated, corrupt and not readable.
 pub(crate) fn read_error(path: &str, compression: Compression, error: io::Error) -> Error {
     let path = path.to_owned();
+    if error.get_ref().is_some_and(|inner| inner.is::<MissingEndBlock>()) {
+        return Error::TruncatedBgzf { path };
+    }
     match (compression, error.kind()) {
         (Compression::Plain, _) => Error::Read { path, source: error },
         (Compression::Bgzf, io::ErrorKind::UnexpectedEof) => Error::TruncatedBgzf { path },
@@ -151,6 +156,11 @@ pub(crate) fn read_error(path: &str, compression: Compression, error: io::Error)
         _ => Error::Read { path, source: error },
     }
 }
+
+/// What [`RawStream`] reports through the decompressor.
+#[derive(Debug, thiserror::Error)]
+#[error("the end-of-file block is missing")]
+struct MissingEndBlock;
 
 /// The bytes of the file: counted, and for bgzip checked to end with the end block. Without that check a file cut
 /// between two blocks would look complete.
@@ -166,7 +176,8 @@ impl<R: Read> Read for RawStream<R> {
         self.bytes_read.fetch_add(n as u64, Ordering::Relaxed);
         if let Some(tail) = &mut self.tail {
             if n == 0 && !buf.is_empty() && *tail != BGZF_EOF {
-                return Err(io::ErrorKind::UnexpectedEof.into());
+                // Not `UnexpectedEof`, which the bgzip reader takes for the end of the file.
+                return Err(io::Error::other(MissingEndBlock));
             }
             tail.extend_from_slice(&buf[n.saturating_sub(BGZF_EOF.len())..n]);
             tail.drain(..tail.len().saturating_sub(BGZF_EOF.len()));
