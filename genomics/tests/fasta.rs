@@ -97,14 +97,19 @@ fn compression_is_told_by_content_and_members_are_joined() {
     let text = b">a\nACGTACGT\n>b\nGG\n";
     let expected = read(text).unwrap();
     let two_members = [gzip(&text[..8]), gzip(&text[8..])].concat();
+    let two_files = [bgzip(&text[..8], 5), bgzip(&text[8..], 5)].concat();
     let cases = [
         (gzip(text), Compression::Gzip),
         (two_members, Compression::Gzip),
         (bgzip(text, 5), Compression::Bgzf),
+        (two_files, Compression::Bgzf),
     ];
     for (bytes, compression) in cases {
         assert_eq!(reader(&bytes, 3).unwrap().compression(), compression);
         assert_eq!(read(&bytes).unwrap(), expected);
+        let folder = TempDir::new().unwrap();
+        let mut fasta = IndexedFasta::open([save(&folder, "x.fa", &bytes)]).unwrap();
+        assert_eq!(fetch(&mut fasta, 0, 3, 8).unwrap(), "TACGT");
     }
 }
 
