@@ -6,6 +6,7 @@ mod common;
 
 use common::*;
 use mamba_core::Rng;
+use mamba_core::train::{Outcome, Stop};
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -27,9 +28,15 @@ fn slow_task() -> Perceptron {
 #[test]
 fn child() {
     let Ok(dir) = std::env::var(DIR) else { return };
-    if let Err(error) = train(&mut slow_task(), Path::new(&dir)) {
-        eprintln!("child: {error}");
-        std::process::exit(1);
+    let mut task = slow_task();
+    task.stop_at = Some((u64::MAX, Stop::on_signals().unwrap()));
+    match train(&mut task, Path::new(&dir)) {
+        Ok(report) if report.outcome == Outcome::Interrupted => std::process::exit(130),
+        Ok(_) => (),
+        Err(error) => {
+            eprintln!("child: {error}");
+            std::process::exit(1);
+        }
     }
 }
 
@@ -82,6 +89,19 @@ fn kills_at_random_instants_change_nothing() {
     assert_eq!(left, 5, "no temporary file stays");
 }
 
+#[test]
+fn sigterm_saves_and_exits_130() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = child_command("", dir.path()).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !dir.path().join("optim.safetensors").exists() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    resumes_to_the_end(dir.path());
+}
+
 /// Whether that process has a temporary file in the folder, or had when it died.
 fn is_saving(dir: &Path, process: u32) -> bool {
     let ending = format!(".{process}.tmp");
@@ -94,7 +114,7 @@ fn is_saving(dir: &Path, process: u32) -> bool {
 fn a_write_that_fails_half_way_keeps_the_earlier_save() {
     let dir = tempfile::tempdir().unwrap();
     let mut first = slow_task();
-    first.stop_at = Some((20, mamba_core::train::Stop::new()));
+    first.stop_at = Some((20, Stop::new()));
     train(&mut first, dir.path()).unwrap();
     let saved = bits(&dir.path().join("optim.safetensors"));
     let child = child_command("trap '' XFSZ; ulimit -f 150;", dir.path()).output().unwrap();
@@ -112,7 +132,7 @@ fn a_full_disk_and_a_read_only_one_lose_nothing() {
     };
     let run = dir.path().join("run");
     let mut first = slow_task();
-    first.stop_at = Some((20, mamba_core::train::Stop::new()));
+    first.stop_at = Some((20, Stop::new()));
     train(&mut first, &run).unwrap();
     let saved = bits(&run.join("optim.safetensors"));
 

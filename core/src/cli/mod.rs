@@ -114,3 +114,32 @@ impl CommonArgs {
         progress(len, unit, self.quiet)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{CommandFactory, Parser};
+
+    #[derive(Parser)]
+    struct Args {
+        #[command(flatten)]
+        common: CommonArgs,
+    }
+
+    #[test]
+    fn flags_parse_and_wrong_ones_are_refused() {
+        Args::command().debug_assert();
+        let flags =
+            "x --device cuda:1 --dtype bf16 --threads 2 --seed 7 --format json --quiet --set a=1 --set b=2";
+        let args = Args::try_parse_from(flags.split(' ')).unwrap().common;
+        assert_eq!((args.device, args.dtype()), (DeviceChoice::Cuda(1), DType::BF16));
+        assert_eq!((args.threads.map(usize::from), args.seed, args.format), (Some(2), Some(7), Format::Json));
+        assert_eq!((args.quiet, args.set.len()), (true, 2));
+        let plain = Args::try_parse_from(["x"]).unwrap().common;
+        assert_eq!((plain.device, plain.dtype(), plain.seed), (DeviceChoice::Auto, DType::F32, None));
+        for wrong in ["--device gpu", "--dtype f16", "--threads 0", "--format xml"] {
+            let error = Args::try_parse_from(format!("x {wrong}").split(' ')).err().unwrap();
+            assert_eq!(error.exit_code(), i32::from(USAGE), "{wrong}");
+        }
+    }
+}
