@@ -1,0 +1,339 @@
+//! The training loop: one plain function, [`run`], that a crate plugs a [`Task`] into.
+//!
+//! Everything random depends on `(seed, step)` only, and a save holds everything else, so a run that was killed at any
+//! instant resumes to the same losses bit for bit (same binary, same kind of CPU).
+
+mod config;
+mod console;
+mod stop;
+
+pub use config::TrainConfig;
+pub use console::Console;
+pub use stop::Stop;
+
+use crate::optim::{AdamW, Ema, Gradients};
+use crate::run_folder::{Metric, MetricsLog, Record, RunFolder};
+use crate::{Error, Params, Result};
+use candle_core::{DType, Tensor};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+/// What is trained, and on what.
+pub trait Task {
+    /// The parameters to train.
+    fn params(&self) -> &Params;
+
+    /// The model's `config.json`.
+    fn config(&self) -> Value;
+
+    /// The loss of one micro-batch. Batch, masks and dropout are drawn from `Rng::stream(seed, …)` with an index made
+    /// of `step` (from 0) and `micro`, never from a generator that lives on between calls.
+    fn train_step(&mut self, step: u64, micro: usize) -> Result<StepLoss>;
+
+    /// Scores the current weights on held-out data. The first metric decides which weights are best; none at all
+    /// means that the latest are.
+    fn evaluate(&mut self) -> Result<Vec<Metric>>;
+
+    /// Identifies the training data, for example by a hash: a resumed run must see the same.
+    fn data_fingerprint(&self) -> String {
+        String::new()
+    }
+
+    /// What [`StepLoss::items`] counts, for the display.
+    fn unit(&self) -> &'static str {
+        "tok"
+    }
+}
+
+/// The loss of one micro-batch.
+#[derive(Clone, Debug)]
+pub struct StepLoss {
+    /// A scalar with a graph behind it.
+    pub loss: Tensor,
+    /// How much was trained on, for the throughput.
+    pub items: usize,
+}
+
+/// Why a run ended. In every case its state is saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All steps are done.
+    Completed,
+    /// No new best for `patience` evaluations.
+    EarlyStopped,
+    /// `max_minutes` are over.
+    TimeLimit,
+    /// [`Stop`] was raised: exit code 130.
+    Interrupted,
+}
+
+/// What a run came to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// Why it ended.
+    pub outcome: Outcome,
+    /// Steps taken, over all resumed parts.
+    pub step: u64,
+    /// The best evaluation.
+    pub best: Option<Best>,
+    /// Seconds of training, over all resumed parts.
+    pub seconds: f64,
+}
+
+/// The best evaluation so far.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Steps taken at that time.
+    pub step: u64,
+    /// The deciding metric.
+    pub metric: String,
+    /// Its value.
+    pub value: f64,
+}
+
+/// Everything besides tensors that a save holds.
+#[derive(Debug, Serialize, Deserialize)]
+struct State {
+    /// Steps taken.
+    step: u64,
+    /// The step of the last evaluation.
+    evaluated: Option<u64>,
+    best: Option<Best>,
+    /// Evaluations since the best.
+    stale: u32,
+    /// Losses since the last log line.
+    loss_sum: f64,
+    loss_count: u64,
+    seconds: f64,
+    /// Model, settings and data, which a resumed run must share.
+    identity: Value,
+}
+
+/// Trains until done, stopped or out of time; starts where the folder's save left off.
+pub fn run(
+    task: &mut dyn Task,
+    config: &TrainConfig,
+    folder: &RunFolder,
+    console: &mut Console,
+    stop: &Stop,
+) -> Result<Report> {
+    config.validate()?;
+    let schedule = config.schedule();
+    let mut run = Run::open(task, config, folder)?;
+    let clock = Instant::now();
+    let (seconds_before, mut last_line, mut items) = (run.state.seconds, Instant::now(), 0);
+    console.start(run.state.step, config.steps, task.unit());
+
+    let outcome = loop {
+        let step = run.state.step;
+        run.state.seconds = seconds_before + clock.elapsed().as_secs_f64();
+        if stop.requested() {
+            run.save()?;
+            break Outcome::Interrupted;
+        }
+
+        // evaluate and save
+        let out_of_time = config.max_minutes.is_some_and(|m| clock.elapsed().as_secs_f64() >= 60.0 * m);
+        let last = step >= config.steps || out_of_time;
+        let evaluate =
+            (last || (step > 0 && step % config.eval_every == 0)) && run.state.evaluated != Some(step);
+        if evaluate {
+            run.evaluate(task, console)?;
+        }
+        if last || evaluate || (step > 0 && step % config.save_every == 0) {
+            run.save()?;
+        }
+        if step >= config.steps {
+            break Outcome::Completed;
+        }
+        if config.patience.is_some_and(|patience| run.state.stale >= patience) {
+            break Outcome::EarlyStopped;
+        }
+        if out_of_time {
+            break Outcome::TimeLimit;
+        }
+
+        // micro-batches
+        let lr = schedule.at(step);
+        let mut grads = Gradients::new(&run.params);
+        grads.scale(1.0 / config.accumulate as f64);
+        let mut loss = 0.0;
+        for micro in 0..config.accumulate {
+            let part = task.train_step(step, micro)?;
+            let value = part.loss.detach().to_dtype(DType::F64)?.to_scalar::<f64>()?;
+            if !value.is_finite() {
+                return Err(Error::NonFinite { step: step + 1, what: "the loss".into(), value });
+            }
+            grads.accumulate(part.loss.backward()?)?;
+            loss += value / config.accumulate as f64;
+            items += part.items;
+        }
+
+        // clip, step
+        let grad_norm = grads.clip_grad_norm(config.clip.unwrap_or(f64::INFINITY), step + 1)?;
+        run.optimizer.step(&grads, lr)?;
+        if let Some(ema) = &mut run.ema {
+            ema.update()?;
+        }
+        run.state.step += 1;
+        run.state.loss_sum += loss;
+        run.state.loss_count += 1;
+
+        // log
+        console.step(run.state.step);
+        if run.state.step % config.log_every == 0 || run.state.step == config.steps {
+            let seconds = seconds_before + clock.elapsed().as_secs_f64();
+            let rate = items as f64 / last_line.elapsed().as_secs_f64().max(1e-9);
+            let loss = run.state.loss_sum / run.state.loss_count as f64;
+            let record = Record::Train { step: run.state.step, loss, lr, grad_norm, rate, seconds };
+            run.metrics.append(&record)?;
+            console.train(&record);
+            (run.state.loss_sum, run.state.loss_count, last_line, items) = (0.0, 0, Instant::now(), 0);
+        }
+    };
+
+    console.finish();
+    let State { step, best, seconds, .. } = run.state;
+    Ok(Report { outcome, step, best, seconds })
+}
+
+/// A run in progress: what is saved, and where to.
+struct Run<'a> {
+    folder: &'a RunFolder,
+    metrics: MetricsLog,
+    params: Params,
+    optimizer: AdamW,
+    ema: Option<Ema>,
+    state: State,
+}
+
+impl<'a> Run<'a> {
+    /// Starts a run, or takes up the saved one.
+    fn open(task: &dyn Task, config: &TrainConfig, folder: &'a RunFolder) -> Result<Self> {
+        let params = task.params().clone();
+        let identity =
+            json!({"model": task.config(), "train": config.fixed_part()?, "data": task.data_fingerprint()});
+        let mut optimizer = AdamW::new(&params, config.adamw())?;
+        let mut ema = config.ema.map(|decay| Ema::new(&params, decay)).transpose()?;
+        let state = match folder.load_state()? {
+            None => {
+                let (loss_sum, loss_count, seconds) = (0.0, 0, 0.0);
+                State {
+                    step: 0,
+                    evaluated: None,
+                    best: None,
+                    stale: 0,
+                    loss_sum,
+                    loss_count,
+                    seconds,
+                    identity,
+                }
+            }
+            Some((tensors, saved)) => {
+                let saved: State =
+                    serde_json::from_value(saved).map_err(|e| Error::run_folder(folder.dir(), e))?;
+                refuse_other_run(folder, &saved.identity, &identity)?;
+                restore_params(&params, &tensors)?;
+                optimizer.restore(&tensors, saved.step)?;
+                if let Some(ema) = &mut ema {
+                    ema.restore(&tensors)?;
+                }
+                saved
+            }
+        };
+        let metrics = folder.open_metrics(state.step)?;
+        folder.save_config(&task.config())?;
+        Ok(Self { folder, metrics, params, optimizer, ema, state })
+    }
+
+    /// Scores the weights, or their moving average, and keeps them in `model.safetensors` if they are the best.
+    fn evaluate(&mut self, task: &mut dyn Task, console: &mut Console) -> Result<()> {
+        if let Some(ema) = &mut self.ema {
+            ema.swap()?;
+        }
+        let metrics = task.evaluate()?;
+        let State { step, seconds, .. } = self.state;
+        let old = self.state.best.as_ref().map(|best| best.value);
+        let best = metrics.first().is_none_or(|new| new.goal.improves(new.value, old));
+        if best {
+            self.folder.save_model(&self.params.to_tensors())?;
+            self.state.best = metrics.first().map(|m| Best { step, metric: m.name.clone(), value: m.value });
+        }
+        self.state.stale = if best { 0 } else { self.state.stale + 1 };
+        self.state.evaluated = Some(step);
+        if let Some(ema) = &mut self.ema {
+            ema.swap()?;
+        }
+
+        if !metrics.is_empty() {
+            let finite = |m: &Metric| (m.name.clone(), Some(m.value).filter(|value| value.is_finite()));
+            let record = Record::Valid { step, metrics: metrics.iter().map(finite).collect(), best, seconds };
+            self.metrics.append(&record)?;
+            console.valid(&record, &metrics, best);
+        }
+        self.folder.draw_curve()
+    }
+
+    /// Writes `optim.safetensors`, after making the metrics up to here durable.
+    fn save(&self) -> Result<()> {
+        self.metrics.sync()?;
+        let mut tensors = self.optimizer.to_tensors();
+        tensors.extend(self.ema.iter().flat_map(Ema::to_tensors));
+        tensors.extend(
+            self.params.to_tensors().into_iter().map(|(name, value)| (format!("param/{name}"), value)),
+        );
+        self.folder.save_state(&tensors, &serde_json::to_value(&self.state).map_err(Error::other)?)
+    }
+}
+
+/// Puts saved weights into the parameters; their names must agree.
+fn restore_params(params: &Params, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+    let saved: BTreeMap<&str, &Tensor> =
+        tensors.iter().filter_map(|(name, value)| Some((name.strip_prefix("param/")?, value))).collect();
+    let named = params.named();
+    let missing: Vec<String> =
+        named.iter().map(|p| p.name()).filter(|n| !saved.contains_key(n)).map(str::to_string).collect();
+    let unexpected: Vec<String> =
+        saved.keys().filter(|n| named.iter().all(|p| p.name() != **n)).map(|n| n.to_string()).collect();
+    if !(missing.is_empty() && unexpected.is_empty()) {
+        return Err(Error::Tensors { missing, unexpected });
+    }
+    for param in named.iter().filter(|p| p.var().is_some()) {
+        params.set(param.name(), saved[param.name()])?;
+    }
+    Ok(())
+}
+
+fn refuse_other_run(folder: &RunFolder, saved: &Value, now: &Value) -> Result<()> {
+    let mut differences = Vec::new();
+    compare("", saved, now, &mut differences);
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let message = format!("cannot resume with other settings: {}", differences.join("; "));
+    Err(Error::run_folder(folder.dir(), message))
+}
+
+/// Lists the places where two JSON values differ.
+fn compare(path: &str, saved: &Value, now: &Value, differences: &mut Vec<String>) {
+    match (saved, now) {
+        (Value::Object(a), Value::Object(b)) => {
+            let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+            for key in keys {
+                let path = if path.is_empty() { key.to_string() } else { format!("{path}.{key}") };
+                compare(
+                    &path,
+                    a.get(key).unwrap_or(&Value::Null),
+                    b.get(key).unwrap_or(&Value::Null),
+                    differences,
+                );
+            }
+        }
+        (saved, now) if saved != now => {
+            differences.push(format!("{path} is {saved} in the saved run, {now} now"));
+        }
+        _ => (),
+    }
+}
