@@ -5,6 +5,9 @@
 //! | module | for |
 //! |---|---|
 //! | [`params`], [`init`] | a model's parameters: fresh, loaded for training, loaded for inference |
+//! | [`mamba1`], [`bidirectional`] | the mixers |
+//! | [`block`], [`backbone`], [`nn`] | what is built around them |
+//! | `lm` | causal language models (feature `lm`) |
 //! | [`checkpoint`] | Hugging Face style folders in and out, PyTorch files in |
 //! | [`rng`] | seeded streams; dropout |
 //! | [`device`] | `auto`, `cpu`, `cuda:N` |
@@ -12,11 +15,18 @@
 //! | `train`, `run_folder` | the loop, and the folder that it leaves (feature `train`) |
 //! | `cli`, `progress` | shared flags, exit codes, progress (feature `cli`) |
 
+pub mod backbone;
+pub mod bidirectional;
+pub mod block;
 pub mod checkpoint;
 pub mod device;
 pub mod error;
 pub mod files;
 pub mod init;
+#[cfg(feature = "lm")]
+pub mod lm;
+pub mod mamba1;
+pub mod nn;
 pub mod params;
 pub mod rng;
 
@@ -31,10 +41,13 @@ pub mod run_folder;
 #[cfg(feature = "train")]
 pub mod train;
 
+pub use backbone::{Backbone, BackboneConfig, BackboneState};
+pub use bidirectional::BiMamba;
+pub use block::Block;
+pub use checkpoint::Checkpoint;
 pub use device::DeviceChoice;
 pub use error::{Error, Result};
 pub use init::Init;
+pub use mamba1::{Mamba1, Mamba1Config, Mamba1State};
 pub use params::{Param, ParamBuilder, Params};
 pub use rng::{Rng, dropout};
-
-// Blocks: mixers, norms, backbone, language model.

@@ -160,6 +160,13 @@ impl Params {
         var.set(&value.to_dtype(var.dtype())?.to_device(var.device())?)
     }
 
+    /// Accepts a checkpoint's copy of a tensor that the model has under another name.
+    pub fn discard(&self, name: &str) {
+        if let Some(unused) = &mut self.lock().unused {
+            unused.remove(name);
+        }
+    }
+
     /// Tensors that the model asked for and the checkpoint lacks, sorted.
     pub fn missing(&self) -> Vec<String> {
         self.lock().missing.iter().cloned().collect()

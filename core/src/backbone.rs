@@ -1,0 +1,115 @@
+//! A stack of Mamba-1 blocks with a final norm: the body of a causal model.
+
+use crate::mamba1::{Mamba1, Mamba1Config, Mamba1State};
+use crate::nn::{Norm, NormKind};
+use crate::{Block, ParamBuilder};
+use candle_core::{Result, Tensor, bail};
+use mamba_kernels::Segments;
+use serde::{Deserialize, Serialize};
+
+/// Sizes of a [`Backbone`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BackboneConfig {
+    /// Width.
+    pub d_model: usize,
+    /// Number of blocks.
+    pub n_layer: usize,
+    /// Hidden width of the feed-forward layer of each block; 0 for none.
+    pub d_intermediate: usize,
+    /// Which norm.
+    pub norm: NormKind,
+    /// Added under its root.
+    pub norm_epsilon: f64,
+    /// The mixers.
+    pub mixer: Mamba1Config,
+}
+
+/// The states of all layers of a [`Backbone`].
+#[derive(Clone, Debug, Default)]
+pub struct BackboneState {
+    /// One for each layer; empty at the beginning of a sequence.
+    pub layers: Vec<Mamba1State>,
+}
+
+impl BackboneState {
+    /// The beginning of a sequence.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The same values without their history.
+    pub fn detach(&self) -> Self {
+        Self { layers: self.layers.iter().map(Mamba1State::detach).collect() }
+    }
+}
+
+/// Blocks of Mamba-1 and a final norm.
+#[derive(Clone, Debug)]
+pub struct Backbone {
+    layers: Vec<Block<Mamba1>>,
+    norm_f: Norm,
+}
+
+impl Backbone {
+    /// Parameters `layers.i.*` and `norm_f` under `pb`.
+    pub fn new(cfg: &BackboneConfig, pb: &ParamBuilder) -> Result<Self> {
+        let norm = (cfg.norm, cfg.norm_epsilon);
+        let residuals = cfg.n_layer * if cfg.d_intermediate > 0 { 2 } else { 1 };
+        let layers = (0..cfg.n_layer)
+            .map(|i| {
+                let pb = pb.pp("layers").pp(i);
+                let mixer = Mamba1::new(cfg.d_model, &cfg.mixer, residuals, &pb.pp("mixer"))?;
+                Block::new(cfg.d_model, norm, cfg.d_intermediate, mixer, &pb)
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self { layers, norm_f: Norm::new(cfg.norm, cfg.d_model, cfg.norm_epsilon, &pb.pp("norm_f"))? })
+    }
+
+    /// `(B, L, d_model)` → `(B, L, d_model)`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward_with(x, None, None)
+    }
+
+    /// The same for packed or padded sequences, and from and to a state.
+    pub fn forward_with(
+        &self,
+        x: &Tensor,
+        segments: Option<&Segments>,
+        state: Option<&mut BackboneState>,
+    ) -> Result<Tensor> {
+        self.forward_each(x, segments, state, |_| ())
+    }
+
+    /// One token: `(B, d_model)` → `(B, d_model)`.
+    pub fn step(&self, x: &Tensor, state: &mut BackboneState) -> Result<Tensor> {
+        self.forward_with(&x.unsqueeze(1)?, None, Some(state))?.squeeze(1)
+    }
+
+    /// [`Backbone::forward_with`] that shows `each` the residual stream `(B, L, d_model)` in front of every block.
+    pub fn forward_each(
+        &self,
+        x: &Tensor,
+        segments: Option<&Segments>,
+        mut state: Option<&mut BackboneState>,
+        mut each: impl FnMut(&Tensor),
+    ) -> Result<Tensor> {
+        if let Some(state) = state.as_deref_mut() {
+            if state.layers.is_empty() {
+                state.layers.resize_with(self.layers.len(), Mamba1State::new);
+            }
+            if state.layers.len() != self.layers.len() {
+                bail!("state of {} layers for a backbone of {}", state.layers.len(), self.layers.len());
+            }
+        }
+        let (mut hidden, mut residual) = (x.clone(), None);
+        for (i, block) in self.layers.iter().enumerate() {
+            let state = state.as_deref_mut().map(|s| &mut s.layers[i]);
+            let (next, sum) = block.forward(&hidden, residual.as_ref(), |mixer, x| {
+                mixer.forward_with(x, segments, state)
+            })?;
+            each(&sum);
+            (hidden, residual) = (next, Some(sum));
+        }
+        Ok(self.norm_f.forward_residual(&hidden, residual.as_ref())?.0)
+    }
+}

@@ -1,0 +1,170 @@
+//! Mixers that see both sides of a token.
+//!
+//! Scheme A of the models here, Caduceus' `BiMambaWrapper` (Schiff et al. 2024, arXiv 2403.03234, section 3.1): a mixer
+//! from left to right and one from right to left, whose outputs are combined. Their `in_proj` and `out_proj` may be tied;
+//! then the input is projected once for both directions, and so is the output of their sum.
+
+use crate::ParamBuilder;
+use crate::mamba1::{Mamba1, Mamba1Config, Pass, SelectiveSsm};
+use crate::nn::{Linear, flip};
+use candle_core::{Module, Result, Tensor};
+use mamba_kernels::Segments;
+use serde::{Deserialize, Serialize};
+
+/// How the outputs of the two directions are combined.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Combine {
+    /// Their sum.
+    #[default]
+    Add,
+    /// Their element-wise product.
+    #[serde(rename = "ew_multiply")]
+    Multiply,
+}
+
+/// In which sense a bidirectional mixer reads its input.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Orientation {
+    /// As it is.
+    #[default]
+    Given,
+    /// As the mixer that satisfies `f'(x) = flip(f(flip(x)))`, where `flip` reverses tokens and channels: the two
+    /// directions change roles and the weights' channels are reversed, so that no activation is flipped.
+    Flipped,
+}
+
+/// The second direction of a [`BiMamba`].
+#[derive(Clone, Debug)]
+enum Reverse {
+    /// Only what lies between the projections is its own.
+    Tied(SelectiveSsm),
+    Untied(Mamba1),
+}
+
+/// A bidirectional Mamba-1 mixer.
+#[derive(Clone, Debug)]
+pub struct BiMamba {
+    forward: Mamba1,
+    reverse: Option<Reverse>,
+    combine: Combine,
+}
+
+impl BiMamba {
+    /// Parameters under `mamba_fwd` and `mamba_rev`. `tied` shares the projections; without `bidirectional` there is
+    /// only the forward mixer. `n_residual` as in [`Mamba1::new`].
+    pub fn new(
+        d_model: usize,
+        cfg: &Mamba1Config,
+        (bidirectional, tied): (bool, bool),
+        combine: Combine,
+        n_residual: usize,
+        pb: &ParamBuilder,
+    ) -> Result<Self> {
+        let forward = Mamba1::new(d_model, cfg, n_residual, &pb.pp("mamba_fwd"))?;
+        let rev = pb.pp("mamba_rev");
+        let reverse = match (bidirectional, tied) {
+            (false, _) => None,
+            (true, true) => {
+                // Checkpoints may hold copies of the shared projections; they are the same tensors.
+                let shared = rev.params();
+                let projections = if cfg.bias { &["weight", "bias"][..] } else { &["weight"] };
+                for projection in ["in_proj", "out_proj"] {
+                    for part in projections {
+                        shared.discard(&format!("{}.{projection}.{part}", rev.prefix()));
+                    }
+                }
+                Some(Reverse::Tied(SelectiveSsm::new(d_model, cfg, &rev)?))
+            }
+            (true, false) => Some(Reverse::Untied(Mamba1::new(d_model, cfg, n_residual, &rev)?)),
+        };
+        Ok(Self { forward, reverse, combine })
+    }
+
+    /// `(B, L, d_model)` → `(B, L, d_model)`.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        orientation: Orientation,
+        segments: Option<&Segments>,
+    ) -> Result<Tensor> {
+        let flipped = orientation == Orientation::Flipped;
+        let directions = Directions { x, segments, flipped };
+        let Some(reverse) = &self.reverse else {
+            let y = directions.run(&self.forward, self.forward.ssm(), false)?;
+            return directions.output(&self.forward)?.forward(&y);
+        };
+        let (y_forward, y_reverse) = match reverse {
+            Reverse::Tied(ssm) => {
+                let (x, z) = directions.project(&self.forward)?;
+                let run = |ssm: &SelectiveSsm, reverse: bool| {
+                    ssm.forward(&x, &z, Pass { segments, reverse: reverse != flipped, state: None })
+                };
+                (run(self.forward.ssm(), false)?, run(ssm, true)?)
+            }
+            Reverse::Untied(mixer) => (
+                directions.run(&self.forward, self.forward.ssm(), false)?,
+                directions.run(mixer, mixer.ssm(), true)?,
+            ),
+        };
+        let out_forward = directions.output(&self.forward)?;
+        match (reverse, self.combine) {
+            // out_proj is linear: one projection of the sum. Upstream adds its bias once for each direction.
+            (Reverse::Tied(_), Combine::Add) => {
+                let y = out_forward.forward(&(y_forward + y_reverse)?)?;
+                match out_forward.bias() {
+                    Some(bias) => y.broadcast_add(bias),
+                    None => Ok(y),
+                }
+            }
+            (reverse, combine) => {
+                let out_reverse = match reverse {
+                    Reverse::Tied(_) => out_forward.clone(),
+                    Reverse::Untied(mixer) => directions.output(mixer)?,
+                };
+                let (a, b) = (out_forward.forward(&y_forward)?, out_reverse.forward(&y_reverse)?);
+                match combine {
+                    Combine::Add => a + b,
+                    Combine::Multiply => a * b,
+                }
+            }
+        }
+    }
+}
+
+/// One input on its way through the directions.
+struct Directions<'a> {
+    x: &'a Tensor,
+    segments: Option<&'a Segments>,
+    flipped: bool,
+}
+
+impl Directions<'_> {
+    /// The projections `x` and `z` of the input.
+    fn project(&self, mixer: &Mamba1) -> Result<(Tensor, Tensor)> {
+        let d_inner = mixer.d_inner();
+        let in_proj = match self.flipped {
+            true => mixer.in_proj().flip_input()?,
+            false => mixer.in_proj().clone(),
+        };
+        let x = in_proj.narrow(0, d_inner)?.forward(self.x)?;
+        Ok((x, in_proj.narrow(d_inner, d_inner)?.forward(self.x)?))
+    }
+
+    fn output(&self, mixer: &Mamba1) -> Result<Linear> {
+        match self.flipped {
+            true => mixer.out_proj().flip_output(),
+            false => Ok(mixer.out_proj().clone()),
+        }
+    }
+
+    fn run(&self, mixer: &Mamba1, ssm: &SelectiveSsm, reverse: bool) -> Result<Tensor> {
+        let (x, z) = self.project(mixer)?;
+        ssm.forward(&x, &z, Pass { segments: self.segments, reverse: reverse != self.flipped, state: None })
+    }
+}
+
+/// Tokens and channels of `(B, L, D)` reversed.
+pub fn flip_tokens_and_channels(x: &Tensor) -> Result<Tensor> {
+    flip(&flip(x, 1)?, 2)
+}

@@ -1,0 +1,256 @@
+//! Causal language models of Mamba-1, in the layouts of mamba_ssm and of Hugging Face transformers.
+
+use crate::mamba1::{DtRank, Mamba1Config};
+use crate::nn::{Embedding, Linear, NormKind};
+use crate::{Backbone, BackboneConfig, BackboneState, Checkpoint, Error, Init, ParamBuilder, Params};
+use candle_core::{D, DType, Device, IndexOp, Module, Result, Tensor};
+use mamba_kernels::Segments;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Hyper-parameters of a language model, with mamba_ssm's names.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LmConfig {
+    /// Width.
+    pub d_model: usize,
+    /// Hidden width of the feed-forward layers; 0 for none.
+    pub d_intermediate: usize,
+    /// Number of blocks.
+    pub n_layer: usize,
+    /// Tokens, before padding.
+    pub vocab_size: usize,
+    /// The mixers.
+    pub ssm_cfg: SsmConfig,
+    /// Layers that are attention instead; none are supported.
+    pub attn_layer_idx: Vec<usize>,
+    /// Settings of attention layers; unused.
+    pub attn_cfg: Value,
+    /// RMS norm, or layer norm.
+    pub rms_norm: bool,
+    /// Upstream keeps the residual in f32; ours has the type of the model, f32 or f64.
+    pub residual_in_fp32: bool,
+    /// Upstream's switch between two code paths of one function.
+    pub fused_add_norm: bool,
+    /// The vocabulary is padded to a multiple of this.
+    pub pad_vocab_size_multiple: usize,
+    /// Whether the head shares the embedding.
+    pub tie_embeddings: bool,
+    /// Added under the norms' root.
+    pub norm_epsilon: f64,
+}
+
+impl Default for LmConfig {
+    fn default() -> Self {
+        Self {
+            d_model: 2560,
+            d_intermediate: 0,
+            n_layer: 64,
+            vocab_size: 50277,
+            ssm_cfg: SsmConfig::default(),
+            attn_layer_idx: Vec::new(),
+            attn_cfg: Value::Null,
+            rms_norm: true,
+            residual_in_fp32: true,
+            fused_add_norm: true,
+            pad_vocab_size_multiple: 8,
+            tie_embeddings: true,
+            norm_epsilon: 1e-5,
+        }
+    }
+}
+
+/// `ssm_cfg` of mamba_ssm: the name of the mixer beside its settings.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SsmConfig {
+    /// `"Mamba1"`, or absent for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer: Option<String>,
+    /// Its settings.
+    #[serde(flatten)]
+    pub mixer: Mamba1Config,
+}
+
+/// What we read of a transformers config with `"model_type": "mamba"`.
+#[derive(Deserialize)]
+struct HubConfig {
+    hidden_size: usize,
+    num_hidden_layers: usize,
+    vocab_size: usize,
+    state_size: usize,
+    conv_kernel: usize,
+    expand: usize,
+    time_step_rank: DtRank,
+    #[serde(default)]
+    use_bias: bool,
+    #[serde(default = "yes")]
+    use_conv_bias: bool,
+    #[serde(default = "default_epsilon")]
+    layer_norm_epsilon: f64,
+    #[serde(default = "yes")]
+    tie_word_embeddings: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn default_epsilon() -> f64 {
+    1e-5
+}
+
+impl LmConfig {
+    /// Reads a config of either layout.
+    pub fn from_json(json: &Value) -> crate::Result<Self> {
+        let bad = |e: serde_json::Error| Error::Config(format!("language model config: {e}"));
+        if json.get("model_type").is_none() {
+            return serde_json::from_value(json.clone()).map_err(bad);
+        }
+        if json["model_type"] != "mamba" {
+            return Err(Error::Config(format!("model_type is {}, expected \"mamba\"", json["model_type"])));
+        }
+        let hub: HubConfig = serde_json::from_value(json.clone()).map_err(bad)?;
+        Ok(Self {
+            d_model: hub.hidden_size,
+            n_layer: hub.num_hidden_layers,
+            vocab_size: hub.vocab_size,
+            pad_vocab_size_multiple: 1,
+            tie_embeddings: hub.tie_word_embeddings,
+            norm_epsilon: hub.layer_norm_epsilon,
+            ssm_cfg: SsmConfig {
+                layer: None,
+                mixer: Mamba1Config {
+                    d_state: hub.state_size,
+                    d_conv: hub.conv_kernel,
+                    expand: hub.expand,
+                    dt_rank: hub.time_step_rank,
+                    bias: hub.use_bias,
+                    conv_bias: hub.use_conv_bias,
+                    ..Mamba1Config::default()
+                },
+            },
+            ..Self::default()
+        })
+    }
+
+    /// Refuses settings that make no model.
+    pub fn validate(&self) -> crate::Result<()> {
+        self.ssm_cfg.mixer.validate()?;
+        if let Some(layer) = self.ssm_cfg.layer.as_deref().filter(|&l| l != "Mamba1") {
+            return Err(Error::Config(format!("ssm_cfg.layer is {layer:?}, expected \"Mamba1\"")));
+        }
+        if !self.attn_layer_idx.is_empty() {
+            return Err(Error::Config("attn_layer_idx: attention layers are not supported".into()));
+        }
+        if self.d_model == 0 || self.n_layer == 0 || self.vocab_size == 0 || self.pad_vocab_size_multiple == 0 {
+            let message = "d_model, n_layer, vocab_size and pad_vocab_size_multiple must be at least 1";
+            return Err(Error::Config(message.into()));
+        }
+        Ok(())
+    }
+
+    /// Rows of the embedding.
+    pub fn padded_vocab_size(&self) -> usize {
+        self.vocab_size.next_multiple_of(self.pad_vocab_size_multiple)
+    }
+
+    fn backbone(&self) -> BackboneConfig {
+        BackboneConfig {
+            d_model: self.d_model,
+            n_layer: self.n_layer,
+            d_intermediate: self.d_intermediate,
+            norm: if self.rms_norm { NormKind::Rms } else { NormKind::Layer },
+            norm_epsilon: self.norm_epsilon,
+            mixer: self.ssm_cfg.mixer.clone(),
+        }
+    }
+}
+
+/// Embedding, backbone and head.
+#[derive(Clone, Debug)]
+pub struct MambaLm {
+    embedding: Embedding,
+    backbone: Backbone,
+    head: Linear,
+}
+
+impl MambaLm {
+    /// Parameters `backbone.*` and, unless tied, `lm_head`.
+    pub fn new(cfg: &LmConfig, pb: &ParamBuilder) -> Result<Self> {
+        cfg.validate().map_err(candle_core::Error::wrap)?;
+        let (vocab, d) = (cfg.padded_vocab_size(), cfg.d_model);
+        let init = Init::Normal { std: 0.02 };
+        let mut names = vec!["backbone.embedding.weight", "backbone.embeddings.weight"];
+        if cfg.tie_embeddings {
+            names.push("lm_head.weight");
+        }
+        let embedding = pb.get_any((vocab, d), &names, init.clone())?;
+        let head = match cfg.tie_embeddings {
+            true => embedding.clone(),
+            false => pb.get((vocab, d), "lm_head.weight", Init::linear(d))?,
+        };
+        Ok(Self {
+            embedding: Embedding::from_tensor(embedding),
+            backbone: Backbone::new(&cfg.backbone(), &pb.pp("backbone"))?,
+            head: Linear::from_tensors(head, None),
+        })
+    }
+
+    /// A checkpoint for inference.
+    pub fn load(checkpoint: Checkpoint, dtype: DType, device: &Device) -> crate::Result<Self> {
+        let cfg = LmConfig::from_json(&checkpoint.config)?;
+        let params = Params::frozen(checkpoint.tensors, dtype, device);
+        let model = Self::new(&cfg, &params.builder())?;
+        params.check()?;
+        Ok(model)
+    }
+
+    /// `input_ids` `(B, L)` u32 → logits `(B, L, vocabulary)`.
+    pub fn forward(&self, input_ids: &Tensor) -> Result<Tensor> {
+        self.forward_with(input_ids, None, None)
+    }
+
+    /// The same for packed or padded sequences, and from and to a state.
+    pub fn forward_with(
+        &self,
+        input_ids: &Tensor,
+        segments: Option<&Segments>,
+        state: Option<&mut BackboneState>,
+    ) -> Result<Tensor> {
+        let x = self.embedding.forward(input_ids)?;
+        self.head.forward(&self.backbone.forward_with(&x, segments, state)?)
+    }
+
+    /// The residual stream in front of each block and, last, the output of the backbone; `(B, L, d_model)` each.
+    pub fn hidden_states(&self, input_ids: &Tensor) -> Result<Vec<Tensor>> {
+        let x = self.embedding.forward(input_ids)?;
+        let mut states = Vec::new();
+        let last = self.backbone.forward_each(&x, None, None, |x| states.push(x.clone()))?;
+        states.push(last);
+        Ok(states)
+    }
+
+    /// The logits of one more token of each row: `(B)` u32 → `(B, vocabulary)`.
+    pub fn step(&self, input_ids: &Tensor, state: &mut BackboneState) -> Result<Tensor> {
+        let x = self.embedding.forward(input_ids)?;
+        self.head.forward(&self.backbone.step(&x, state)?)
+    }
+
+    /// Continues each row of `prompt` `(B, L)` by `tokens` most likely tokens: the new tokens `(B, tokens)` and the
+    /// logits that chose them `(B, tokens, vocabulary)`.
+    pub fn generate_greedy(&self, prompt: &Tensor, tokens: usize) -> Result<(Tensor, Tensor)> {
+        let mut state = BackboneState::new();
+        let last = prompt.dim(1)? - 1;
+        let mut logits = self.forward_with(prompt, None, Some(&mut state))?.i((.., last, ..))?;
+        let (mut ids, mut all) = (Vec::new(), Vec::new());
+        for i in 0..tokens {
+            let next = logits.argmax(D::Minus1)?; // (B)
+            all.push(logits.contiguous()?);
+            if i + 1 < tokens {
+                logits = self.step(&next, &mut state)?;
+            }
+            ids.push(next);
+        }
+        Ok((Tensor::stack(&ids, 1)?, Tensor::stack(&all, 1)?))
+    }
+}

@@ -1,0 +1,333 @@
+//! The Mamba-1 mixer (Gu and Dao 2023, arXiv 2312.00752, section 3.4 and figure 3).
+//!
+//! ```text
+//! (x, z)     = in_proj(input)                         d_model → 2·d_inner
+//! x          = silu(causal_conv1d(x))
+//! (δ, B, C)  = x_proj(x)                              d_inner → dt_rank + 2·d_state
+//! y          = selective_scan(x, dt_proj(δ), -exp(A_log), B, C, D, z)
+//! output     = out_proj(y)                            d_inner → d_model
+//! ```
+//!
+//! Projections that feed different places are computed apart, from slices of the weight: no `(B, L, ·)` tensor is split.
+
+use crate::nn::Linear;
+use crate::{Error, Init, ParamBuilder};
+use candle_core::{Module, Result, Tensor};
+use mamba_kernels::{CausalConv1d, Segments, SelectiveScan};
+use serde::{Deserialize, Serialize};
+
+/// Hyper-parameters of the mixer, with upstream's names (`ssm_cfg`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Mamba1Config {
+    /// States of a channel, N.
+    pub d_state: usize,
+    /// Taps of the convolution, K.
+    pub d_conv: usize,
+    /// `d_inner = expand · d_model`.
+    pub expand: usize,
+    /// Rank of the step-size projection.
+    pub dt_rank: DtRank,
+    /// Smallest initial step size.
+    pub dt_min: f64,
+    /// Largest initial step size.
+    pub dt_max: f64,
+    /// Initial weight of `dt_proj`.
+    pub dt_init: DtInit,
+    /// Factor on the initial weight of `dt_proj`.
+    pub dt_scale: f64,
+    /// Initial step sizes below this are raised to it.
+    pub dt_init_floor: f64,
+    /// Whether the convolution has a bias.
+    pub conv_bias: bool,
+    /// Whether `in_proj` and `out_proj` have one.
+    pub bias: bool,
+    /// Upstream's switch between two code paths of one function; read and written, never used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub use_fast_path: Option<bool>,
+}
+
+impl Default for Mamba1Config {
+    fn default() -> Self {
+        Self {
+            d_state: 16,
+            d_conv: 4,
+            expand: 2,
+            dt_rank: DtRank::default(),
+            dt_min: 1e-3,
+            dt_max: 0.1,
+            dt_init: DtInit::Random,
+            dt_scale: 1.0,
+            dt_init_floor: 1e-4,
+            conv_bias: true,
+            bias: false,
+            use_fast_path: None,
+        }
+    }
+}
+
+/// Rank of the step-size projection: a number, or `"auto"` for `ceil(d_model / 16)`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum DtRank {
+    /// `ceil(d_model / 16)`.
+    #[default]
+    #[serde(with = "auto")]
+    Auto,
+    /// A given rank.
+    Rank(usize),
+}
+
+/// The word `auto` in a config.
+mod auto {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str("auto")
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<(), D::Error> {
+        match String::deserialize(d)?.as_str() {
+            "auto" => Ok(()),
+            other => Err(D::Error::custom(format!("expected \"auto\" or a number, got {other:?}"))),
+        }
+    }
+}
+
+impl DtRank {
+    /// The rank for a model width.
+    pub fn resolve(self, d_model: usize) -> usize {
+        match self {
+            Self::Auto => d_model.div_ceil(16),
+            Self::Rank(rank) => rank,
+        }
+    }
+}
+
+/// Initial weight of `dt_proj`: ± `dt_rank^-½ · dt_scale`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DtInit {
+    /// Uniform within the bound.
+    Random,
+    /// The bound itself.
+    Constant,
+}
+
+impl Mamba1Config {
+    /// Channels inside the mixer.
+    pub fn d_inner(&self, d_model: usize) -> usize {
+        self.expand * d_model
+    }
+
+    /// Refuses sizes that make no mixer.
+    pub fn validate(&self) -> crate::Result<()> {
+        let problem = if self.d_state == 0 || self.expand == 0 || self.dt_rank == DtRank::Rank(0) {
+            Some(format!(
+                "d_state {}, expand {} and dt_rank {:?} must be at least 1",
+                self.d_state, self.expand, self.dt_rank
+            ))
+        } else if !(1..=mamba_kernels::causal_conv1d::MAX_WIDTH).contains(&self.d_conv) {
+            Some(format!("d_conv is {}, expected 1..={}", self.d_conv, mamba_kernels::causal_conv1d::MAX_WIDTH))
+        } else {
+            None
+        };
+        problem.map_or(Ok(()), |problem| Err(Error::Config(problem)))
+    }
+}
+
+/// What a mixer remembers of the tokens before: kept between [`Mamba1::step`]s or chunks of a sequence.
+///
+/// A new state is that of the beginning of a sequence. Gradients flow through it from one chunk to the one before;
+/// [`Mamba1State::detach`] cuts them (truncated back-propagation through time).
+#[derive(Clone, Debug, Default)]
+pub struct Mamba1State {
+    /// The last K-1 inputs of the convolution, `(segments, K-1, d_inner)`.
+    pub conv: Option<Tensor>,
+    /// The states of the scan, `(segments, d_inner, d_state)`.
+    pub ssm: Option<Tensor>,
+}
+
+impl Mamba1State {
+    /// The beginning of a sequence.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The same values without their history.
+    pub fn detach(&self) -> Self {
+        Self {
+            conv: self.conv.as_ref().map(Tensor::detach),
+            ssm: self.ssm.as_ref().map(Tensor::detach),
+        }
+    }
+}
+
+/// How a sequence is run through a mixer.
+#[derive(Default)]
+pub struct Pass<'a> {
+    /// Which tokens form a sequence; by default each batch row.
+    pub segments: Option<&'a Segments>,
+    /// From the last token to the first.
+    pub reverse: bool,
+    /// State before, replaced by the state after.
+    pub state: Option<&'a mut Mamba1State>,
+}
+
+/// What lies between the projections: convolution, selective parameters, scan. Directions of a bidirectional mixer have
+/// one each and may share the projections.
+#[derive(Clone, Debug)]
+pub struct SelectiveSsm {
+    conv_weight: Tensor,
+    conv_bias: Option<Tensor>,
+    dt_low: Linear,
+    b: Linear,
+    c: Linear,
+    dt: Linear,
+    dt_bias: Tensor,
+    a_log: Tensor,
+    d: Tensor,
+}
+
+impl SelectiveSsm {
+    /// Parameters `conv1d`, `x_proj`, `dt_proj`, `A_log` and `D` under `pb`.
+    pub fn new(d_model: usize, cfg: &Mamba1Config, pb: &ParamBuilder) -> Result<Self> {
+        let (d_inner, n, k) = (cfg.d_inner(d_model), cfg.d_state, cfg.d_conv);
+        let rank = cfg.dt_rank.resolve(d_model);
+        let conv = pb.pp("conv1d");
+        let conv_weight = conv.get((d_inner, 1, k), "weight", Init::linear(k))?.squeeze(1)?;
+        let conv_bias = match cfg.conv_bias {
+            true => Some(conv.get_no_decay(d_inner, "bias", Init::linear(k))?),
+            false => None,
+        };
+        let x_proj = Linear::new(d_inner, rank + 2 * n, false, &pb.pp("x_proj"))?;
+        let bound = (rank as f64).powf(-0.5) * cfg.dt_scale;
+        let dt_init = match cfg.dt_init {
+            DtInit::Random => Init::Uniform { lo: -bound, hi: bound },
+            DtInit::Constant => Init::Const(bound),
+        };
+        let dt_bias = Init::DtBias { min: cfg.dt_min, max: cfg.dt_max, floor: cfg.dt_init_floor };
+        Ok(Self {
+            conv_weight,
+            conv_bias,
+            dt_low: x_proj.narrow(0, rank)?,
+            b: x_proj.narrow(rank, n)?,
+            c: x_proj.narrow(rank + n, n)?,
+            dt: Linear::from_tensors(pb.pp("dt_proj").get((d_inner, rank), "weight", dt_init)?, None),
+            dt_bias: pb.pp("dt_proj").get_no_decay(d_inner, "bias", dt_bias)?,
+            a_log: pb.get_no_decay((d_inner, n), "A_log", Init::S4dReal)?,
+            d: pb.get_no_decay(d_inner, "D", Init::Ones)?,
+        })
+    }
+
+    /// `x`, `z` `(B, L, d_inner)` → `(B, L, d_inner)`.
+    pub fn forward(&self, x: &Tensor, z: &Tensor, pass: Pass<'_>) -> Result<Tensor> {
+        let Pass { segments, reverse, state } = pass;
+        let mut conv = CausalConv1d::new(x, &self.conv_weight).silu(true).reverse(reverse);
+        conv = self.conv_bias.iter().fold(conv, |conv, bias| conv.bias(bias));
+        conv = segments.into_iter().fold(conv, |conv, segments| conv.segments(segments));
+        let (x, conv_state) = match &state {
+            Some(state) => {
+                let conv = state.conv.iter().fold(conv, |conv, s| conv.initial_state(s));
+                let (x, after) = conv.run_with_state()?;
+                (x, Some(after))
+            }
+            None => (conv.run()?, None),
+        };
+        let delta = self.dt.forward(&self.dt_low.forward(&x)?)?; // (B, L, d_inner)
+        let (b, c) = (self.b.forward(&x)?, self.c.forward(&x)?); // (B, L, d_state)
+        let a = self.a_log.exp()?.neg()?;
+        let mut scan = SelectiveScan::new(&x, &delta, &a, &b, &c)
+            .skip(&self.d)
+            .gate(z)
+            .delta_bias(&self.dt_bias)
+            .softplus(true)
+            .reverse(reverse);
+        scan = segments.into_iter().fold(scan, |scan, segments| scan.segments(segments));
+        let Some(state) = state else { return scan.run() };
+        let (y, ssm) = state.ssm.iter().fold(scan, |scan, s| scan.initial_state(s)).run_with_state()?;
+        *state = Mamba1State { conv: conv_state, ssm: Some(ssm) };
+        Ok(y)
+    }
+}
+
+/// The Mamba-1 mixer.
+#[derive(Clone, Debug)]
+pub struct Mamba1 {
+    in_proj: Linear,
+    ssm: SelectiveSsm,
+    out_proj: Linear,
+    d_inner: usize,
+}
+
+impl Mamba1 {
+    /// A mixer of width `d_model`; `n_residual` is the number of residual branches of the whole model, by whose root
+    /// upstream divides the initial `out_proj` (1 leaves it).
+    pub fn new(d_model: usize, cfg: &Mamba1Config, n_residual: usize, pb: &ParamBuilder) -> Result<Self> {
+        let d_inner = cfg.d_inner(d_model);
+        let out = pb.pp("out_proj");
+        let init = Init::linear(d_inner).scaled(1.0 / (n_residual.max(1) as f64).sqrt());
+        let out_bias = match cfg.bias {
+            true => Some(out.get_no_decay(d_model, "bias", Init::Zeros)?),
+            false => None,
+        };
+        let in_proj = pb.pp("in_proj");
+        let in_bias = match cfg.bias {
+            true => Some(in_proj.get_no_decay(2 * d_inner, "bias", Init::Zeros)?),
+            false => None,
+        };
+        Ok(Self {
+            in_proj: Linear::from_tensors(
+                in_proj.get((2 * d_inner, d_model), "weight", Init::linear(d_model))?,
+                in_bias,
+            ),
+            ssm: SelectiveSsm::new(d_model, cfg, pb)?,
+            out_proj: Linear::from_tensors(out.get((d_model, d_inner), "weight", init)?, out_bias),
+            d_inner,
+        })
+    }
+
+    /// The input projections of `x` and of the gate `z`.
+    pub(crate) fn in_proj(&self) -> &Linear {
+        &self.in_proj
+    }
+
+    pub(crate) fn ssm(&self) -> &SelectiveSsm {
+        &self.ssm
+    }
+
+    pub(crate) fn out_proj(&self) -> &Linear {
+        &self.out_proj
+    }
+
+    pub(crate) fn d_inner(&self) -> usize {
+        self.d_inner
+    }
+
+    /// `(B, L, d_model)` → `(B, L, d_model)`; every row is a sequence from its beginning.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward_pass(x, Pass::default())
+    }
+
+    /// The same for packed or padded sequences, and from and to a state: prefill, or a chunk of a longer sequence.
+    pub fn forward_with(
+        &self,
+        x: &Tensor,
+        segments: Option<&Segments>,
+        state: Option<&mut Mamba1State>,
+    ) -> Result<Tensor> {
+        self.forward_pass(x, Pass { segments, reverse: false, state })
+    }
+
+    /// One token: `(B, d_model)` → `(B, d_model)`.
+    pub fn step(&self, x: &Tensor, state: &mut Mamba1State) -> Result<Tensor> {
+        self.forward_with(&x.unsqueeze(1)?, None, Some(state))?.squeeze(1)
+    }
+
+    /// `(B, L, d_model)` → `(B, L, d_model)`, any way.
+    pub fn forward_pass(&self, x: &Tensor, pass: Pass<'_>) -> Result<Tensor> {
+        let z = self.in_proj.narrow(self.d_inner, self.d_inner)?.forward(x)?; // (B, L, d_inner)
+        let x = self.in_proj.narrow(0, self.d_inner)?.forward(x)?; // (B, L, d_inner)
+        self.out_proj.forward(&self.ssm.forward(&x, &z, pass)?)
+    }
+}

@@ -1,0 +1,248 @@
+//! Layers that keep their gradients: candle_nn's own norms drop them silently.
+
+use crate::{Init, ParamBuilder};
+use candle_core::{D, IndexOp, Module, Result, Tensor};
+use mamba_kernels::Norm as NormOp;
+use serde::{Deserialize, Serialize};
+
+/// A linear map `y = x Wᵀ + b`, weight `(out, in)`.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// A map from `d_in` to `d_out` channels with torch's initialisation.
+    pub fn new(d_in: usize, d_out: usize, bias: bool, pb: &ParamBuilder) -> Result<Self> {
+        let weight = pb.get((d_out, d_in), "weight", Init::linear(d_in))?;
+        let bias = if bias { Some(pb.get_no_decay(d_out, "bias", Init::linear(d_in))?) } else { None };
+        Ok(Self { weight, bias })
+    }
+
+    /// From tensors: `weight` `(out, in)`, `bias` `(out)`.
+    pub fn from_tensors(weight: Tensor, bias: Option<Tensor>) -> Self {
+        Self { weight, bias }
+    }
+
+    /// The weight `(out, in)`.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// The bias `(out)`.
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
+    /// Outputs `start .. start + len` as a map of their own. Splitting the weight is cheaper than splitting its output.
+    pub fn narrow(&self, start: usize, len: usize) -> Result<Self> {
+        let weight = self.weight.narrow(0, start, len)?;
+        let bias = self.bias.as_ref().map(|b| b.narrow(0, start, len)).transpose()?;
+        Ok(Self { weight, bias })
+    }
+
+    /// The map of a reversed input: `y = flip(x) Wᵀ + b`.
+    pub fn flip_input(&self) -> Result<Self> {
+        Ok(Self { weight: flip(&self.weight, 1)?, bias: self.bias.clone() })
+    }
+
+    /// The map to a reversed output: `y = flip(x Wᵀ + b)`.
+    pub fn flip_output(&self) -> Result<Self> {
+        let bias = self.bias.as_ref().map(|b| flip(b, 0)).transpose()?;
+        Ok(Self { weight: flip(&self.weight, 0)?, bias })
+    }
+}
+
+impl Module for Linear {
+    /// `(…, in)` → `(…, out)`.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let mut dims = x.dims().to_vec();
+        let d_in = dims.pop().unwrap_or(1);
+        let rows = dims.iter().product::<usize>();
+        let y = x.reshape((rows, d_in))?.matmul(&self.weight.t()?)?;
+        dims.push(self.weight.dim(0)?);
+        let y = y.reshape(dims)?;
+        match &self.bias {
+            Some(bias) => y.broadcast_add(bias),
+            None => Ok(y),
+        }
+    }
+}
+
+/// `x` with the order along one dimension reversed.
+pub fn flip(x: &Tensor, dim: usize) -> Result<Tensor> {
+    let n = x.dim(dim)? as u32;
+    let ids = Tensor::from_iter((0..n).rev(), x.device())?;
+    x.contiguous()?.index_select(&ids, dim)
+}
+
+/// Rows of a table by id: `(…)` u32 → `(…, d)`.
+#[derive(Clone, Debug)]
+pub struct Embedding {
+    weight: Tensor,
+}
+
+impl Embedding {
+    /// From the table `(vocabulary, d)`.
+    pub fn from_tensor(weight: Tensor) -> Self {
+        Self { weight }
+    }
+
+    /// The table `(vocabulary, d)`.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+}
+
+impl Module for Embedding {
+    fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+        let mut dims = ids.dims().to_vec();
+        dims.push(self.weight.dim(1)?);
+        self.weight.index_select(&ids.flatten_all()?, 0)?.reshape(dims)
+    }
+}
+
+/// Which normalisation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormKind {
+    /// x / rms(x) · weight.
+    Rms,
+    /// (x - mean) / deviation · weight + bias.
+    Layer,
+}
+
+/// RMS or layer normalisation over the last dimension, with the residual add in front fused in.
+#[derive(Clone, Debug)]
+pub struct Norm {
+    kind: NormKind,
+    weight: Tensor,
+    bias: Option<Tensor>,
+    eps: f64,
+}
+
+impl Norm {
+    /// Over `d` channels; a layer norm has a bias, an RMS norm has none.
+    pub fn new(kind: NormKind, d: usize, eps: f64, pb: &ParamBuilder) -> Result<Self> {
+        let weight = pb.get_no_decay(d, "weight", Init::Ones)?;
+        let bias = match kind {
+            NormKind::Rms => None,
+            NormKind::Layer => Some(pb.get_no_decay(d, "bias", Init::Zeros)?),
+        };
+        Ok(Self { kind, weight, bias, eps })
+    }
+
+    fn op<'a>(&'a self, x: &'a Tensor) -> NormOp<'a> {
+        let op = match self.kind {
+            NormKind::Rms => NormOp::rms(x, &self.weight, self.eps),
+            NormKind::Layer => NormOp::layer(x, &self.weight, self.eps),
+        };
+        self.bias.iter().fold(op, |op, bias| op.bias(bias))
+    }
+
+    /// The normalised sum of `x` and `residual`, and the sum.
+    pub fn forward_residual(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
+        residual.into_iter().fold(self.op(x), |op, residual| op.residual(residual)).run_with_residual()
+    }
+
+    /// The norm of reversed channels: `flip(norm(flip(x)))`.
+    pub fn flip(&self) -> Result<Self> {
+        let bias = self.bias.as_ref().map(|b| flip(b, 0)).transpose()?;
+        Ok(Self { weight: flip(&self.weight, 0)?, bias, ..*self })
+    }
+}
+
+impl Module for Norm {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.op(x).run()
+    }
+}
+
+/// The gated feed-forward layer of mamba_ssm: `fc2(a · silu(g))` with `(a, g) = fc1(x)`.
+#[derive(Clone, Debug)]
+pub struct GatedMlp {
+    value: Linear,
+    gate: Linear,
+    fc2: Linear,
+}
+
+impl GatedMlp {
+    /// The hidden width is rounded up to a multiple of 128, as upstream does.
+    pub fn new(d_model: usize, hidden: usize, pb: &ParamBuilder) -> Result<Self> {
+        let hidden = hidden.next_multiple_of(128);
+        let fc1 = Linear::new(d_model, 2 * hidden, false, &pb.pp("fc1"))?;
+        let fc2 = Linear::new(hidden, d_model, false, &pb.pp("fc2"))?;
+        Ok(Self { value: fc1.narrow(0, hidden)?, gate: fc1.narrow(hidden, hidden)?, fc2 })
+    }
+}
+
+impl Module for GatedMlp {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let gate = self.gate.forward(x)?.silu()?;
+        self.fc2.forward(&(self.value.forward(x)? * gate)?)
+    }
+}
+
+/// Mean cross-entropy in nats of `logits` `(…, classes)` against `targets` `(…)` u32, over the targets that are not
+/// `ignore_index`. With none left the loss is 0.
+pub fn cross_entropy(logits: &Tensor, targets: &Tensor, ignore_index: Option<u32>) -> Result<Tensor> {
+    let classes = logits.dim(D::Minus1)?;
+    let logits = logits.reshape(((), classes))?;
+    let targets = targets.flatten_all()?;
+    let Some(ignore) = ignore_index else {
+        let chosen = candle_nn::ops::log_softmax(&logits, 1)?.gather(&targets.unsqueeze(1)?, 1)?;
+        return chosen.mean_all()?.neg();
+    };
+    let kept: Vec<u32> = targets
+        .to_vec1::<u32>()?
+        .iter()
+        .enumerate()
+        .filter(|&(_, &t)| t != ignore)
+        .map(|(i, _)| i as u32)
+        .collect();
+    if kept.is_empty() {
+        return logits.i((0, 0))? * 0.0;
+    }
+    let n = kept.len();
+    let kept = Tensor::from_vec(kept, n, logits.device())?;
+    cross_entropy(&logits.index_select(&kept, 0)?, &targets.index_select(&kept, 0)?, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Var};
+
+    #[test]
+    fn ignored_targets_do_not_count() -> Result<()> {
+        let dev = Device::Cpu;
+        let logits = Var::new(&[[1f32, 0.0], [5.0, -5.0], [0.0, 0.0]], &dev)?;
+        let targets = Tensor::new(&[0u32, 9, 1], &dev)?;
+        let loss = cross_entropy(&logits, &targets, Some(9))?;
+        let want = ((1f64.exp() + 1.0).ln() - 1.0 + 2f64.ln()) / 2.0;
+        assert!((f64::from(loss.to_scalar::<f32>()?) - want).abs() < 1e-6);
+        let grads = loss.backward()?;
+        let grad = grads.get(&logits).unwrap().to_vec2::<f32>()?;
+        assert_eq!(grad[1], [0.0, 0.0]);
+        assert!(grad[0][0] < 0.0 && grad[2][1] < 0.0);
+        let none = cross_entropy(&logits, &Tensor::new(&[9u32, 9, 9], &dev)?, Some(9))?;
+        assert_eq!(none.to_scalar::<f32>()?, 0.0);
+        Ok(())
+    }
+
+    #[test]
+    fn flipped_maps_equal_flipped_tensors() -> Result<()> {
+        let dev = Device::Cpu;
+        let linear = Linear::from_tensors(
+            Tensor::new(&[[1f32, 2., 3.], [4., 5., 6.]], &dev)?,
+            Some(Tensor::new(&[0.5f32, -0.5], &dev)?),
+        );
+        let x = Tensor::new(&[[1f32, -1., 2.], [0., 3., 1.]], &dev)?;
+        let of_flipped = linear.forward(&flip(&x, 1)?)?;
+        assert_eq!(linear.flip_input()?.forward(&x)?.to_vec2::<f32>()?, of_flipped.to_vec2::<f32>()?);
+        let flipped = flip(&linear.forward(&x)?, 1)?;
+        assert_eq!(linear.flip_output()?.forward(&x)?.to_vec2::<f32>()?, flipped.to_vec2::<f32>()?);
+        Ok(())
+    }
+}
