@@ -68,10 +68,10 @@ where
         .y_desc("loss")
         .x_labels(8)
         .y_labels(7)
-        .x_label_formatter(&|x| crate::progress::short(*x))
+        .x_label_formatter(&|x| crate::progress::short(*x).replace(".00", ""))
         .y_label_formatter(&|y| format!("{y:.3}").trim_end_matches('0').trim_end_matches('.').to_string())
-        .axis_desc_style(font(16))
-        .label_style(font(13))
+        .axis_desc_style(font(19))
+        .label_style(font(16))
         .draw()?;
     let key = |color: RGBColor| {
         move |(x, y): (i32, i32)| PathElement::new(vec![(x, y), (x + 22, y)], color.stroke_width(2))
@@ -91,7 +91,7 @@ where
         .legend_area_size(30)
         .background_style(WHITE.mix(0.9))
         .border_style(RGBColor(210, 210, 210))
-        .label_font(font(14))
+        .label_font(font(16))
         .draw()?;
     root.present()?;
     Ok(())
