@@ -85,7 +85,7 @@ impl Backbone {
         self.forward_with(&x.unsqueeze(1)?, None, Some(state))?.squeeze(1)
     }
 
-    /// [`Backbone::forward_with`] that shows `each` the residual stream `(B, L, d_model)` in front of every block.
+    /// [`Backbone::forward_with`] that shows `each` the residual stream `(B, L, d_model)` after every block.
     pub fn forward_each(
         &self,
         x: &Tensor,
@@ -107,9 +107,13 @@ impl Backbone {
             let (next, sum) = block.forward(&hidden, residual.as_ref(), |mixer, x| {
                 mixer.forward_with(x, segments, state)
             })?;
-            each(&sum);
+            if i > 0 {
+                each(&sum);
+            }
             (hidden, residual) = (next, Some(sum));
         }
-        Ok(self.norm_f.forward_residual(&hidden, residual.as_ref())?.0)
+        let (y, sum) = self.norm_f.forward_residual(&hidden, residual.as_ref())?;
+        each(&sum);
+        Ok(y)
     }
 }

@@ -33,16 +33,6 @@ impl<M> Block<M> {
         Ok(Self { norm: Norm::new(kind, d_model, eps, &pb.pp("norm"))?, mixer, mlp })
     }
 
-    /// The norm in front of the mixer.
-    pub fn norm(&self) -> &Norm {
-        &self.norm
-    }
-
-    /// The mixer.
-    pub fn mixer(&self) -> &M {
-        &self.mixer
-    }
-
     /// `hidden`, `residual` `(B, L, d_model)` → the next hidden state and residual; `mix` runs the mixer.
     pub fn forward(
         &self,

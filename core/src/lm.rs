@@ -221,7 +221,7 @@ impl MambaLm {
         self.head.forward(&self.backbone.forward_with(&x, segments, state)?)
     }
 
-    /// The residual stream in front of each block and, last, the output of the backbone; `(B, L, d_model)` each.
+    /// The residual stream after each block and, last, the output of the backbone; `(B, L, d_model)` each.
     pub fn hidden_states(&self, input_ids: &Tensor) -> Result<Vec<Tensor>> {
         let x = self.embedding.forward(input_ids)?;
         let mut states = Vec::new();

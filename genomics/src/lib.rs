@@ -28,15 +28,19 @@
 //!
 //! Positions say their base in their name: `start0`, `end0` are 0-based and half-open, `position1` is 1-based.
 
+pub mod config;
 pub mod count_model;
 pub mod error;
 pub mod fasta;
 pub mod genome;
 pub mod mask;
+pub mod model;
 pub mod regions;
 mod rng;
 pub mod sampler;
 pub mod tokenizer;
 pub mod windows;
 
+pub use config::CaduceusConfig;
 pub use error::{Error, Result};
+pub use model::{Caduceus, CaduceusForMaskedLm, CaduceusForSequenceClassification, Pooling, Strands};

@@ -29,6 +29,7 @@ fn every_golden_op_case_holds() {
             ("rms_norm_gated", &gated_norm),
             ("add_norm", &add_norm),
         ],
+        &[],
         &[
             "selective_scan",
             "selective_state_update",
