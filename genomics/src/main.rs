@@ -1,2 +1,45 @@
-//! g
-fn main() {}
+//! The command line of mamba-genomics.
+
+mod commands;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use std::process::ExitCode;
+
+/// DNA language models on a plain CPU: train Caduceus on FASTA files, and embed FASTA files with it.
+#[derive(Parser)]
+#[command(name = "mamba-genomics", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Pre-train a model on genomes by masked-language modelling
+    Train(commands::train::Args),
+    /// Score a checkpoint on the held-out part of a genome, beside count models
+    Eval(commands::eval::Args),
+    /// Turn sequences into vectors
+    Embed(commands::embed::Args),
+    /// Say what is in a checkpoint
+    Info(commands::info::Args),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    mamba_core::cli::run_main(|| match cli.command {
+        Command::Train(args) => commands::train::run(args),
+        Command::Eval(args) => commands::eval::run(args),
+        Command::Embed(args) => commands::embed::run(args),
+        Command::Info(args) => commands::info::run(args),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "mamba-genomics", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    })
+}

@@ -30,7 +30,7 @@ pub use messages::{HintExt, Hinted, INTERRUPTED, USAGE, run_main};
 pub use process::tune_allocator;
 pub use settings::resolve;
 
-use crate::{DeviceChoice, Result};
+use crate::{DeviceChoice, Error, Result};
 use candle_core::{DType, Device};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -70,10 +70,6 @@ pub struct CommonArgs {
     #[arg(long, value_name = "N", help_heading = "Common options")]
     pub threads: Option<std::num::NonZeroUsize>,
 
-    /// Seed of everything random [default: the settings' own]
-    #[arg(long, value_name = "SEED", help_heading = "Common options")]
-    pub seed: Option<u64>,
-
     /// Results for people, or one JSON object per line on stdout
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT", help_heading = "Common options")]
     pub format: Format,
@@ -81,14 +77,29 @@ pub struct CommonArgs {
     /// No progress on stderr
     #[arg(long, help_heading = "Common options")]
     pub quiet: bool,
+}
+
+/// Flags of commands that have settings beyond their flags: training. Flatten it beside [`CommonArgs`].
+#[derive(Clone, Debug, clap::Args)]
+pub struct SettingsArgs {
+    /// Seed of everything random [default: the settings' own]
+    #[arg(long, value_name = "SEED", help_heading = "Settings")]
+    pub seed: Option<u64>,
 
     /// Settings as a JSON file; they replace the preset's
-    #[arg(long, value_name = "FILE", help_heading = "Common options")]
+    #[arg(long, value_name = "FILE", help_heading = "Settings")]
     pub config: Option<PathBuf>,
 
     /// One setting, for example --set train.steps=500; replaces the file's; repeatable
-    #[arg(long, value_name = "KEY=VALUE", help_heading = "Common options")]
+    #[arg(long, value_name = "KEY=VALUE", help_heading = "Settings")]
     pub set: Vec<String>,
+}
+
+impl SettingsArgs {
+    /// The preset, overlaid with `--config` and then with each `--set`.
+    pub fn resolve<T: Serialize + DeserializeOwned>(&self, preset: &T) -> Result<T> {
+        resolve(preset, self.config.as_deref(), &self.set)
+    }
 }
 
 impl CommonArgs {
@@ -96,12 +107,11 @@ impl CommonArgs {
     pub fn start(&self) -> Result<Device> {
         tune_allocator();
         process::set_threads(self.threads.map(usize::from))?;
-        self.device.open()
-    }
-
-    /// The preset, overlaid with `--config` and then with each `--set`.
-    pub fn settings<T: Serialize + DeserializeOwned>(&self, preset: &T) -> Result<T> {
-        resolve(preset, self.config.as_deref(), &self.set)
+        let device = self.device.open()?;
+        if self.dtype == DTypeChoice::Bf16 && device.is_cpu() {
+            return Err(Error::Config("--dtype bf16 needs a CUDA device; on the CPU there is f32".into()));
+        }
+        Ok(device)
     }
 
     /// The type to compute in.
@@ -124,6 +134,8 @@ mod tests {
     struct Args {
         #[command(flatten)]
         common: CommonArgs,
+        #[command(flatten)]
+        settings: SettingsArgs,
     }
 
     #[test]
@@ -131,12 +143,13 @@ mod tests {
         Args::command().debug_assert();
         let flags =
             "x --device cuda:1 --dtype bf16 --threads 2 --seed 7 --format json --quiet --set a=1 --set b=2";
-        let args = Args::try_parse_from(flags.split(' ')).unwrap().common;
+        let Args { common: args, settings } = Args::try_parse_from(flags.split(' ')).unwrap();
         assert_eq!((args.device, args.dtype()), (DeviceChoice::Cuda(1), DType::BF16));
-        assert_eq!((args.threads.map(usize::from), args.seed, args.format), (Some(2), Some(7), Format::Json));
-        assert_eq!((args.quiet, args.set.len()), (true, 2));
-        let plain = Args::try_parse_from(["x"]).unwrap().common;
-        assert_eq!((plain.device, plain.dtype(), plain.seed), (DeviceChoice::Auto, DType::F32, None));
+        assert_eq!((args.threads.map(usize::from), settings.seed, args.format), (Some(2), Some(7), Format::Json));
+        assert_eq!((args.quiet, settings.set.len()), (true, 2));
+        let plain = Args::try_parse_from(["x"]).unwrap();
+        let defaults = (plain.common.device, plain.common.dtype(), plain.settings.seed);
+        assert_eq!(defaults, (DeviceChoice::Auto, DType::F32, None));
         for wrong in ["--device gpu", "--dtype f16", "--threads 0", "--format xml"] {
             let error = Args::try_parse_from(format!("x {wrong}").split(' ')).err().unwrap();
             assert_eq!(error.exit_code(), i32::from(USAGE), "{wrong}");
