@@ -3,6 +3,7 @@
 
 pub mod causal_conv1d;
 mod fused;
+pub mod linear;
 pub mod norm;
 pub mod segments;
 pub mod selective_scan;
@@ -12,6 +13,7 @@ mod simd;
 pub mod testing;
 
 pub use causal_conv1d::{CausalConv1d, causal_conv1d_update};
+pub use linear::linear;
 pub use norm::Norm;
 pub use segments::{Segment, Segments};
 pub use selective_scan::{SelectiveScan, selective_state_update};

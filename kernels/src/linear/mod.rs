@@ -1,0 +1,110 @@
+//! Linear maps `y = x Wᵀ + b` whose outputs are split into several tensors without being copied:
+//!
+//! ```text
+//! y_i = x W[rows of part i]ᵀ + b[of part i]
+//! ```
+//!
+//! Beside candle's own matrix product this saves, in a backward pass, one zero-filled buffer and one addition over
+//! `(…, in)` for every part, the transposed copies, and a serial sum over the rows for the bias.
+
+use crate::fused::{self, Fused, Output, elements, expect_shape};
+use crate::simd::Real;
+use candle_core::{D, DType, Result, Tensor, bail};
+
+mod cpu;
+pub mod reference;
+
+/// The parts of `x Wᵀ + b`: `x` `(…, in)`, `weight` `(out, in)`, `bias` `(out)`; part i has `parts[i]` of the `out`
+/// channels, `(…, parts[i])`.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// # fn main() -> candle_core::Result<()> {
+/// let x = Tensor::new(&[[1f32, 2.]], &Device::Cpu)?;
+/// let weight = Tensor::new(&[[1f32, 0.], [0., 1.], [1., 1.]], &Device::Cpu)?;
+/// let parts = mamba_kernels::linear(&x, &weight, None, &[1, 2])?;
+/// assert_eq!(parts[1].to_vec2::<f32>()?, [[2., 3.]]);
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// Shapes, dtypes or devices that do not fit, with the offending argument and what was expected.
+pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, parts: &[usize]) -> Result<Vec<Tensor>> {
+    let d_in = check(x, weight, bias, parts)?;
+    fused::apply(Op { parts: parts.to_vec(), d_in }, &[Some(x), Some(weight), bias])
+}
+
+/// Checks every argument and returns the number of input channels.
+fn check(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, parts: &[usize]) -> Result<usize> {
+    const NAME: &str = "linear";
+    fused::same_dtype_and_device(NAME, &[("x", Some(x)), ("weight", Some(weight)), ("bias", bias)])?;
+    let d_in = x.dim(D::Minus1)?;
+    let d_out = parts.iter().sum::<usize>();
+    if d_in == 0 || parts.is_empty() || parts.contains(&0) {
+        bail!("{NAME}: parts are {parts:?} of {d_in} input channels, expected at least one of each");
+    }
+    expect_shape(NAME, "weight", Some(weight), &[d_out, d_in])?;
+    expect_shape(NAME, "bias", bias, &[d_out])?;
+    Ok(d_in)
+}
+
+struct Op {
+    parts: Vec<usize>,
+    d_in: usize,
+}
+
+impl Op {
+    fn forward_cpu<T: Real>(&self, inputs: &[Option<Tensor>]) -> Result<Vec<Output>> {
+        let x = elements(inputs);
+        let slice = |i: usize| x[i].as_ref().map(|e| e.slice::<T>()).transpose();
+        let outputs =
+            cpu::forward(slice(0)?.unwrap_or_default(), slice(1)?.unwrap_or_default(), slice(2)?, self.d_in, &self.parts);
+        let mut dims = inputs[0].as_ref().map(|x| x.dims().to_vec()).unwrap_or_default();
+        dims.pop();
+        let shaped = outputs.into_iter().zip(&self.parts).map(|(y, &part)| {
+            let mut dims = dims.clone();
+            dims.push(part);
+            Output::cpu(y, dims)
+        });
+        Ok(shaped.collect())
+    }
+
+    fn backward_cpu<T: Real>(
+        &self,
+        inputs: &[Option<Tensor>],
+        grads: &[Option<Tensor>],
+    ) -> Result<Vec<Option<Tensor>>> {
+        let (x, g) = (elements(inputs), elements(grads));
+        let of = |i: usize| x[i].as_ref().map(|e| e.slice::<T>()).transpose();
+        let grads = g.iter().map(|e| e.as_ref().map(|e| e.slice::<T>()).transpose()).collect::<Result<Vec<_>>>()?;
+        let (xs, weight, bias) = (of(0)?.unwrap_or_default(), of(1)?.unwrap_or_default(), of(2)?);
+        let out = cpu::backward(xs, weight, bias.is_some(), &grads, self.d_in, &self.parts);
+        let tensors = [Some(out.x), Some(out.weight), out.bias].into_iter().zip(inputs);
+        Ok(tensors.map(|(grad, x)| Some(Output::cpu(grad?, x.as_ref()?.shape()).into_tensor())).collect())
+    }
+}
+
+impl Fused for Op {
+    type Saved = ();
+    const NAME: &'static str = "linear";
+
+    fn forward(&self, inputs: &[Option<Tensor>], _: bool) -> Result<(Vec<Output>, ())> {
+        let outputs = match inputs[0].as_ref().map(Tensor::dtype) {
+            Some(DType::F64) => self.forward_cpu::<f64>(inputs)?,
+            _ => self.forward_cpu::<f32>(inputs)?,
+        };
+        Ok((outputs, ()))
+    }
+
+    fn backward(
+        &self,
+        inputs: &[Option<Tensor>],
+        (): &(),
+        grads: &[Option<Tensor>],
+    ) -> Result<Vec<Option<Tensor>>> {
+        match inputs[0].as_ref().map(Tensor::dtype) {
+            Some(DType::F64) => self.backward_cpu::<f64>(inputs, grads),
+            _ => self.backward_cpu::<f32>(inputs, grads),
+        }
+    }
+}
