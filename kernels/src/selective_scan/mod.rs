@@ -152,7 +152,7 @@ impl<'a> SelectiveScan<'a> {
 
     fn apply(self, with_state: bool) -> Result<Vec<Tensor>> {
         let dims = self.check()?;
-        let (batch, len, ..) = self.u.dims3().map(|(b, l, d)| (b, l, d))?;
+        let (batch, len, _) = self.u.dims3()?;
         let segments = self.segments.cloned().unwrap_or_else(|| Segments::whole(batch, len));
         let op = Op {
             dims,
@@ -238,7 +238,7 @@ fn coefficient_groups(
     match *x.dims() {
         [xd, xn] if (xd, xn) == (d, n) => Ok(0),
         [xb, xl, xn] if (xb, xl, xn) == (batch, len, n) => Ok(1),
-        [xb, xl, g, xn] if (xb, xl, xn) == (batch, len, n) && g > 0 && d % g == 0 => Ok(g),
+        [xb, xl, g, xn] if (xb, xl, xn) == (batch, len, n) && g > 0 && d.is_multiple_of(g) => Ok(g),
         _ => bail!(
             "selective_scan: {label} has shape {:?}, expected (batch {batch}, len {len}, d_state {n}), (batch, len, groups, d_state) with groups dividing {d}, or (d_inner {d}, d_state {n})",
             x.dims()

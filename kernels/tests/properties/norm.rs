@@ -30,7 +30,7 @@ pub(crate) fn full(dims: &[usize]) -> Case {
 impl Case {
     /// [`NAMES`] in f32.
     pub(crate) fn inputs(&self) -> Result<Vec<Tensor>> {
-        let d = *self.dims.last().unwrap();
+        let d = *self.dims.last().expect("a tensor of some rank");
         let random = |dims: &[usize], seed| pseudo_random(dims, seed, DType::F32);
         Ok(vec![
             (random(&self.dims, 1)? * 2.0)?,

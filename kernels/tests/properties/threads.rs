@@ -12,7 +12,7 @@ fn expect_same_bits_on_any_pool(
     kernel: impl Fn(&[Tensor]) -> Result<Vec<Tensor>> + Sync,
 ) -> Result<()> {
     let on = |threads: usize| -> Result<Evaluated> {
-        let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let pool = ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool of threads");
         pool.install(|| evaluate(x, &kernel))
     };
     let want = on(1)?;

@@ -200,7 +200,7 @@ impl<T: Real> Scan<'_, T> {
         let mut a = vec![T::default(); self.dims.n * lanes];
         self.load_tile(self.a, tile, lanes, &mut a);
         let log2e = T::from_f64(std::f64::consts::LOG2_E);
-        a.iter_mut().for_each(|x| *x = *x * log2e);
+        a.iter_mut().for_each(|x| *x *= log2e);
         a
     }
 
