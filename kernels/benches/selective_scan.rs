@@ -3,9 +3,9 @@
 mod shapes;
 
 use candle_core::{Result, Tensor};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, criterion_group, criterion_main};
 use mamba_kernels::{SelectiveScan, selective_scan::reference};
-use shapes::{SHAPES, Shape, keep_freed_memory, variables};
+use shapes::{SHAPES, Shape};
 
 /// u, delta, A, B, C, D, z, delta_bias.
 fn inputs(shape: &Shape) -> Result<Vec<Tensor>> {
@@ -24,31 +24,19 @@ fn inputs(shape: &Shape) -> Result<Vec<Tensor>> {
 }
 
 fn scan(x: &[Tensor]) -> SelectiveScan<'_> {
-    SelectiveScan::new(&x[0], &x[1], &x[2], &x[3], &x[4]).skip(&x[5]).gate(&x[6]).delta_bias(&x[7]).softplus(true)
+    SelectiveScan::new(&x[0], &x[1], &x[2], &x[3], &x[4])
+        .skip(&x[5])
+        .gate(&x[6])
+        .delta_bias(&x[7])
+        .softplus(true)
 }
 
 fn bench(c: &mut Criterion) {
-    keep_freed_memory();
-    let mut group = c.benchmark_group("selective_scan");
-    group.sample_size(10);
+    let mut group = shapes::group(c, "selective_scan");
     for shape in &SHAPES {
-        let x = inputs(shape).expect("inputs");
-        let short = inputs(&shape.short()).expect("inputs");
-        group.throughput(Throughput::Elements(shape.tokens()));
-        group.bench_function(format!("fwd/kernel/{}", shape.name), |b| b.iter(|| scan(&x).run().expect("scan")));
-        group.bench_function(format!("fwd_bwd/kernel/{}", shape.name), |b| {
-            let x = variables(&x).expect("variables");
-            b.iter(|| scan(&x).run().and_then(|y| y.sum_all()?.backward()).expect("scan"));
-        });
-        group.throughput(Throughput::Elements(shape.short().tokens()));
-        group.bench_function(format!("fwd/reference/{}", shape.name), |b| {
-            b.iter(|| reference::selective_scan(&scan(&short)).expect("scan"));
-        });
-        group.bench_function(format!("fwd_bwd/reference/{}", shape.name), |b| {
-            let x = variables(&short).expect("variables");
-            b.iter(|| {
-                reference::selective_scan(&scan(&x)).and_then(|(y, _)| y.sum_all()?.backward()).expect("scan")
-            });
+        shapes::measure(&mut group, "kernel", shape, inputs, |x| scan(x).run());
+        shapes::measure(&mut group, "reference", &shape.short(), inputs, |x| {
+            Ok(reference::selective_scan(&scan(x))?.0)
         });
     }
     group.finish();

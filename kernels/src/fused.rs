@@ -14,8 +14,7 @@
 
 use candle_core::op::BackpropOp;
 use candle_core::{
-    CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Storage, StorageRef, Tensor, WithDType,
-    bail,
+    CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Storage, StorageRef, Tensor, WithDType, bail,
 };
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -25,7 +25,6 @@ pub(crate) trait Real: WithDType + Default {
     fn vsub<S: Simd>(s: S, a: Self::V<S>, b: Self::V<S>) -> Self::V<S>;
     fn vmul<S: Simd>(s: S, a: Self::V<S>, b: Self::V<S>) -> Self::V<S>;
     fn vdiv<S: Simd>(s: S, a: Self::V<S>, b: Self::V<S>) -> Self::V<S>;
-    fn vmax<S: Simd>(s: S, a: Self::V<S>, b: Self::V<S>) -> Self::V<S>;
     /// `a·b + c`, fused where the machine can.
     fn vfma<S: Simd>(s: S, a: Self::V<S>, b: Self::V<S>, c: Self::V<S>) -> Self::V<S>;
     fn vabs<S: Simd>(s: S, a: Self::V<S>) -> Self::V<S>;
@@ -77,8 +76,12 @@ pub(crate) trait Real: WithDType + Default {
     #[inline(always)]
     fn softplus<S: Simd>(s: S, x: Self::V<S>) -> Self::V<S> {
         let minus_log2e = Self::splat(s, Self::from_f64(-std::f64::consts::LOG2_E));
-        let e = Self::vexp2(s, Self::vmul(s, Self::vabs(s, x), minus_log2e));
-        Self::vadd(s, Self::vmax(s, x, Self::vzero(s)), Self::ln_1p_unit(s, e))
+        let half = Self::splat(s, Self::from_f64(0.5));
+        let magnitude = Self::vabs(s, x);
+        let e = Self::vexp2(s, Self::vmul(s, magnitude, minus_log2e));
+        // max(x, 0) as x/2 + |x|/2, because the machine's max(NaN, 0) is 0.
+        let positive = Self::vfma(s, half, magnitude, Self::vmul(s, half, x));
+        Self::vadd(s, positive, Self::ln_1p_unit(s, e))
     }
 
     /// x·σ(x) and its derivative σ(x)·(1 + x·(1 - σ(x))).
@@ -93,9 +96,8 @@ pub(crate) trait Real: WithDType + Default {
 
 /// Minimax coefficients of (2^f - 1)/f on [-1/2, 1/2], relative to 2^f: error 9.2e-8. 2^0 = 1 holds exactly, so slowly
 /// decaying states keep their precision over long sequences.
-#[allow(clippy::approx_constant)] // the first is near ln 2, and is not it
-const EXP2_F32: [f32; 5] =
-    [6.931_47e-1, 2.402_224_2e-1, 5.550_733_7e-2, 9.671_513e-3, 1.326_472_6e-3];
+#[allow(clippy::excessive_precision)] // fewer digits would read as ln 2, which the first is not
+const EXP2_F32: [f32; 5] = [6.931_469_8e-1, 2.402_224_2e-1, 5.550_733_7e-2, 9.671_513e-3, 1.326_472_6e-3];
 
 impl Real for f32 {
     type V<S: Simd> = S::f32s;
@@ -125,10 +127,6 @@ impl Real for f32 {
         s.div_f32s(a, b)
     }
     #[inline(always)]
-    fn vmax<S: Simd>(s: S, a: S::f32s, b: S::f32s) -> S::f32s {
-        s.max_f32s(a, b)
-    }
-    #[inline(always)]
     fn vfma<S: Simd>(s: S, a: S::f32s, b: S::f32s, c: S::f32s) -> S::f32s {
         s.mul_add_e_f32s(a, b, c)
     }
@@ -145,7 +143,8 @@ impl Real for f32 {
     fn vexp2<S: Simd>(s: S, x: S::f32s) -> S::f32s {
         // Adding 1.5·2^23 leaves round(x) in the low mantissa bits; shifted by 23 it is the exponent to add.
         let magic = s.splat_f32s(12_582_912.0);
-        let x = s.min_f32s(s.max_f32s(x, s.splat_f32s(-126.0)), s.splat_f32s(127.0));
+        // Of max(a, b) and min(a, b) with a NaN, vector units take b, so that this order lets NaN through.
+        let x = s.min_f32s(s.splat_f32s(127.0), s.max_f32s(s.splat_f32s(-126.0), x));
         let shifted = s.add_f32s(x, magic);
         let f = s.sub_f32s(x, s.sub_f32s(shifted, magic));
         let mut p = s.splat_f32s(EXP2_F32[4]);
@@ -215,10 +214,6 @@ impl Real for f64 {
     #[inline(always)]
     fn vdiv<S: Simd>(s: S, a: S::f64s, b: S::f64s) -> S::f64s {
         s.div_f64s(a, b)
-    }
-    #[inline(always)]
-    fn vmax<S: Simd>(s: S, a: S::f64s, b: S::f64s) -> S::f64s {
-        s.max_f64s(a, b)
     }
     #[inline(always)]
     fn vfma<S: Simd>(s: S, a: S::f64s, b: S::f64s, c: S::f64s) -> S::f64s {
@@ -303,10 +298,21 @@ mod tests {
         dispatch(Map(&mut x, 0));
         assert!(x[0] < 1.2e-38 && x[1] < 1.2e-38);
         assert_eq!((x[2], x[3]), (1.0, 2.0));
+        assert!(x[4].is_nan());
         let mut y = [1e30f32, -1e30, 0.0];
         dispatch(Map(&mut y, 1));
         assert_eq!(y[0], 1e30);
         assert!(y[1] >= 0.0 && y[1] < 1.3e-38);
         assert!((y[2] - std::f32::consts::LN_2).abs() < 1e-7);
+    }
+
+    #[test]
+    fn softplus_of_nan_is_nan() {
+        let mut x = [f32::NAN];
+        dispatch(Map(&mut x, 1));
+        assert!(x[0].is_nan());
+        let mut x = [f32::NAN];
+        Map(&mut x, 1).with_simd(pulp::Scalar);
+        assert!(x[0].is_nan());
     }
 }

@@ -46,7 +46,8 @@ impl Case {
 
     /// Names and tensors that begin with `prefix`, without it.
     pub fn with_prefix(&self, prefix: &str) -> BTreeMap<String, Tensor> {
-        let stripped = self.tensors.iter().filter_map(|(k, v)| Some((k.strip_prefix(prefix)?.to_string(), v.clone())));
+        let stripped =
+            self.tensors.iter().filter_map(|(k, v)| Some((k.strip_prefix(prefix)?.to_string(), v.clone())));
         stripped.collect()
     }
 
@@ -145,7 +146,7 @@ pub fn relative_error(got: &Tensor, want: &Tensor) -> Result<f64> {
     }
     let values = |x: &Tensor| x.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>();
     let (got, want) = (values(got)?, values(want)?);
-    if got.iter().any(|x| !x.is_finite()) {
+    if got.iter().chain(&want).any(|x| !x.is_finite()) {
         return Ok(f64::INFINITY);
     }
     let error = got.iter().zip(&want).map(|(g, w)| (g - w).abs()).fold(0.0, f64::max);

@@ -236,7 +236,8 @@ fn conv_update(case: &Case) -> Result<()> {
     let newest = |cache: &Tensor, steps: usize| -> Result<Tensor> {
         let rows = (0..batch).map(|b| {
             let next = if circular { start[b] as usize + steps } else { 0 };
-            let ids: Vec<u32> = (1..width).map(|k| ((next + 2 * columns + k - width) % columns) as u32).collect();
+            let ids: Vec<u32> =
+                (1..width).map(|k| ((next + 2 * columns + k - width) % columns) as u32).collect();
             let ids = Tensor::from_vec(ids, width - 1, &Device::Cpu)?;
             cache.get(b)?.t()?.contiguous()?.index_select(&ids, 0)
         });

@@ -40,7 +40,11 @@ impl<T: Real> Conv<'_, T> {
         let mut blocks = Vec::new();
         for (segment, s) in self.segments.iter().enumerate() {
             let firsts = (0..s.len()).step_by(BLOCK_STEPS);
-            blocks.extend(firsts.map(|first| Block { segment, first, end: (first + BLOCK_STEPS).min(s.len()) }));
+            blocks.extend(firsts.map(|first| Block {
+                segment,
+                first,
+                end: (first + BLOCK_STEPS).min(s.len()),
+            }));
         }
         blocks
     }
@@ -215,8 +219,16 @@ fn backward_width<T: Real, const K: usize>(
         .par_iter()
         .map(|&block| {
             let mut sums = vec![T::default(); (K + 1) * d];
-            let task =
-                Backward::<T, K> { conv, taps: &taps, zeros: &zeros, dy, out, out_state, sums: &mut sums, block };
+            let task = Backward::<T, K> {
+                conv,
+                taps: &taps,
+                zeros: &zeros,
+                dy,
+                out,
+                out_state,
+                sums: &mut sums,
+                block,
+            };
             dispatch(task);
             sums
         })

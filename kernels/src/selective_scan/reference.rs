@@ -33,8 +33,7 @@ pub fn selective_scan(scan: &SelectiveScan<'_>) -> Result<(Tensor, Tensor)> {
             None => Tensor::zeros((d, dims.n), scan.u.dtype(), scan.u.device())?,
         }; // (D, N)
         let forward = segment.start..segment.end;
-        let order: Vec<usize> =
-            if scan.reverse { forward.rev().collect() } else { forward.collect() };
+        let order: Vec<usize> = if scan.reverse { forward.rev().collect() } else { forward.collect() };
         for t in order {
             let at = |x: &Tensor| x.get(segment.row)?.get(t);
             let decay = at(&delta)?.unsqueeze(1)?.broadcast_mul(scan.a)?.exp()?; // (D, N)

@@ -82,7 +82,7 @@ struct Line<T> {
     group: Group,
     /// Gradient of the state before the steps done so far.
     dh: Vec<T>,
-    /// Gradient of A·ln 2⁻¹… of A in units of the staged decay, see [`Line::fold`].
+    /// Gradient of A: Σ δ·q, where q is the gradient of δ·A.
     da: Vec<T>,
     /// Gradients of B and C where they are constant, else empty.
     db_constant: Vec<T>,
@@ -444,7 +444,6 @@ impl<T: Real> WithSimd for Block<'_, T> {
                 }
             }
         }
-        // da was summed over δ·q in units of the staged A·log2(e); as dA it needs no factor, since q already is d(δA).
     }
 }
 

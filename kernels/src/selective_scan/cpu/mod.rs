@@ -111,9 +111,7 @@ impl Plan {
                 let end = (start + group_channels).min(run[1]);
                 let first = tiles.len();
                 tiles.extend(
-                    (start..end)
-                        .step_by(lanes)
-                        .map(|start| Tile { start, width: lanes.min(end - start) }),
+                    (start..end).step_by(lanes).map(|start| Tile { start, width: lanes.min(end - start) }),
                 );
                 groups.push(Group {
                     first,

@@ -1,0 +1,69 @@
+//! Same inputs, same bits, whatever the number of threads, forward and backward.
+
+use crate::support::{Arrangement, Evaluated, evaluate, expect_same_bits};
+use crate::{causal_conv1d, norm, selective_scan};
+use candle_core::{DType, Result, Tensor};
+use rayon::ThreadPoolBuilder;
+
+fn expect_same_bits_on_any_pool(
+    label: &str,
+    names: &[&str],
+    x: &[Tensor],
+    kernel: impl Fn(&[Tensor]) -> Result<Vec<Tensor>> + Sync,
+) -> Result<()> {
+    let on = |threads: usize| -> Result<Evaluated> {
+        let pool = ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool of threads");
+        pool.install(|| evaluate(x, &kernel))
+    };
+    let want = on(1)?;
+    for threads in [2, 3, 8] {
+        let got = on(threads)?;
+        for (i, (got, want)) in got.outputs.iter().zip(&want.outputs).enumerate() {
+            expect_same_bits(&format!("{label}, {threads} threads: output {i}"), got, want)?;
+        }
+        for (name, (got, want)) in names.iter().zip(got.grads.iter().zip(&want.grads)) {
+            expect_same_bits(&format!("{label}, {threads} threads: gradient of {name}"), got, want)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn scans_give_the_same_bits() -> Result<()> {
+    use selective_scan::{Case, Coefficient, full};
+    let cases = [
+        full(3, 200, 236, 16),
+        full(70, 40, 33, 3), // more lines than are in flight at once
+        // Cut along L.
+        full(1, 6000, 20, 4),
+        Case { reverse: true, ..full(2, 4100, 5, 4) },
+        Case { arrangement: Arrangement::Packed, ..full(1, 7000, 17, 2) },
+        Case { b: Coefficient::Constant, c: Coefficient::Groups(2), ..full(1, 5000, 34, 3) },
+    ];
+    for case in cases {
+        let x = case.inputs()?;
+        expect_same_bits_on_any_pool(&format!("{case:?}"), &selective_scan::NAMES, &x, |x| case.kernel(x))?;
+        let x = crate::support::cast(&x, DType::F64)?;
+        expect_same_bits_on_any_pool(&format!("{case:?}"), &selective_scan::NAMES, &x, |x| case.kernel(x))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn convolutions_give_the_same_bits() -> Result<()> {
+    use causal_conv1d::{Case, NAMES, full};
+    for case in [full(3, 1000, 33, 4), Case { reverse: true, ..full(1, 5000, 7, 3) }] {
+        let x = case.inputs()?;
+        expect_same_bits_on_any_pool(&format!("{case:?}"), &NAMES, &x, |x| case.kernel(x))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn norms_give_the_same_bits() -> Result<()> {
+    for case in [norm::full(&[3, 1000, 33]), norm::Case { gate: None, ..norm::full(&[5001, 7]) }] {
+        let x = case.inputs()?;
+        expect_same_bits_on_any_pool(&format!("{case:?}"), &norm::NAMES, &x, |x| case.kernel(x))?;
+    }
+    Ok(())
+}
