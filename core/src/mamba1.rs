@@ -120,6 +120,28 @@ impl Mamba1Config {
         self.expand * d_model
     }
 
+    /// About how many parameters a mixer of width `d_model` has; in floating point, which cannot overflow.
+    pub(crate) fn size(&self, d_model: usize) -> f64 {
+        let [d, n, k, expand] = [d_model, self.d_state, self.d_conv, self.expand].map(|x| x as f64);
+        let rank = self.dt_rank.resolve(d_model) as f64;
+        expand * d * (3.0 * d + 3.0 * n + 2.0 * rank + k)
+    }
+
+    /// Refuses sizes that make no mixer, and a `d_model` with which it would have more parameters than any machine holds.
+    pub fn validate_for(&self, d_model: usize) -> crate::Result<()> {
+        self.validate()?;
+        if d_model == 0 {
+            return Err(Error::Config("d_model must be at least 1".into()));
+        }
+        let what = || {
+            let Self { d_state, expand, dt_rank, .. } = self;
+            format!(
+                "a mixer of d_model {d_model}, d_state {d_state}, expand {expand} and dt_rank {dt_rank:?}"
+            )
+        };
+        expect_possible(self.size(d_model), what)
+    }
+
     /// Refuses sizes that make no mixer.
     pub fn validate(&self) -> crate::Result<()> {
         let problem = if self.d_state == 0 || self.expand == 0 || self.dt_rank == DtRank::Rank(0) {
@@ -128,12 +150,28 @@ impl Mamba1Config {
                 self.d_state, self.expand, self.dt_rank
             ))
         } else if !(1..=mamba_kernels::causal_conv1d::MAX_WIDTH).contains(&self.d_conv) {
-            Some(format!("d_conv is {}, expected 1..={}", self.d_conv, mamba_kernels::causal_conv1d::MAX_WIDTH))
+            Some(format!(
+                "d_conv is {}, expected 1..={}",
+                self.d_conv,
+                mamba_kernels::causal_conv1d::MAX_WIDTH
+            ))
         } else {
             None
         };
         problem.map_or(Ok(()), |problem| Err(Error::Config(problem)))
     }
+}
+
+/// Refuses a number of parameters that can only be a slip, which would otherwise end in an abort for want of memory.
+pub(crate) fn expect_possible(parameters: f64, what: impl FnOnce() -> String) -> crate::Result<()> {
+    const MOST: f64 = 1e11;
+    if parameters > MOST {
+        return Err(Error::Config(format!(
+            "{} would have {parameters:.1e} parameters, more than {MOST:.0e}",
+            what()
+        )));
+    }
+    Ok(())
 }
 
 /// What a mixer remembers of the tokens before: kept between [`Mamba1::step`]s or chunks of a sequence.
@@ -156,10 +194,7 @@ impl Mamba1State {
 
     /// The same values without their history.
     pub fn detach(&self) -> Self {
-        Self {
-            conv: self.conv.as_ref().map(Tensor::detach),
-            ssm: self.ssm.as_ref().map(Tensor::detach),
-        }
+        Self { conv: self.conv.as_ref().map(Tensor::detach), ssm: self.ssm.as_ref().map(Tensor::detach) }
     }
 }
 
@@ -192,6 +227,7 @@ pub struct SelectiveSsm {
 impl SelectiveSsm {
     /// Parameters `conv1d`, `x_proj`, `dt_proj`, `A_log` and `D` under `pb`.
     pub fn new(d_model: usize, cfg: &Mamba1Config, pb: &ParamBuilder) -> Result<Self> {
+        cfg.validate_for(d_model).map_err(candle_core::Error::wrap)?;
         let (d_inner, n, k) = (cfg.d_inner(d_model), cfg.d_state, cfg.d_conv);
         let rank = cfg.dt_rank.resolve(d_model);
         let conv = pb.pp("conv1d");
@@ -264,6 +300,7 @@ impl Mamba1 {
     /// A mixer of width `d_model`; `n_residual` is the number of residual branches of the whole model, by whose root
     /// upstream divides the initial `out_proj` (1 leaves it).
     pub fn new(d_model: usize, cfg: &Mamba1Config, n_residual: usize, pb: &ParamBuilder) -> Result<Self> {
+        cfg.validate_for(d_model).map_err(candle_core::Error::wrap)?;
         let d_inner = cfg.d_inner(d_model);
         let out = pb.pp("out_proj");
         let init = Init::linear(d_inner).scaled(1.0 / (n_residual.max(1) as f64).sqrt());

@@ -168,11 +168,13 @@ pub struct GatedMlp {
 }
 
 impl GatedMlp {
-    /// The hidden width is rounded up to a multiple of 128, as upstream does.
-    pub fn new(d_model: usize, hidden: usize, pb: &ParamBuilder) -> Result<Self> {
+    /// The hidden width is rounded up to a multiple of 128, as upstream does. `n_residual` as for
+    /// [`Mamba1::new`](crate::Mamba1::new), here for `fc2`.
+    pub fn new(d_model: usize, hidden: usize, n_residual: usize, pb: &ParamBuilder) -> Result<Self> {
         let hidden = hidden.next_multiple_of(128);
         let fc1 = Linear::new(d_model, 2 * hidden, false, &pb.pp("fc1"))?;
-        let fc2 = Linear::new(hidden, d_model, false, &pb.pp("fc2"))?;
+        let init = Init::linear(hidden).scaled(1.0 / (n_residual.max(1) as f64).sqrt());
+        let fc2 = Linear::from_tensors(pb.pp("fc2").get((d_model, hidden), "weight", init)?, None);
         Ok(Self { value: fc1.narrow(0, hidden)?, gate: fc1.narrow(hidden, hidden)?, fc2 })
     }
 }
