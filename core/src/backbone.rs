@@ -1,7 +1,7 @@
 //! A stack of Mamba-1 blocks with a final norm: the body of a causal model.
 
 use crate::mamba1::{Mamba1, Mamba1Config, Mamba1State};
-use crate::nn::{Norm, NormKind};
+use crate::nn::{GatedMlp, Norm, NormKind};
 use crate::{Block, ParamBuilder};
 use candle_core::{Result, Tensor, bail};
 use mamba_kernels::Segments;
@@ -59,7 +59,11 @@ impl Backbone {
             .map(|i| {
                 let pb = pb.pp("layers").pp(i);
                 let mixer = Mamba1::new(cfg.d_model, &cfg.mixer, residuals, &pb.pp("mixer"))?;
-                Block::new(cfg.d_model, norm, cfg.d_intermediate, mixer, &pb)
+                let mlp = match cfg.d_intermediate {
+                    0 => None,
+                    hidden => Some(GatedMlp::new(cfg.d_model, hidden, residuals, &pb.pp("mlp"))?),
+                };
+                Block::new(cfg.d_model, norm, mixer, mlp, &pb)
             })
             .collect::<Result<_>>()?;
         Ok(Self { layers, norm_f: Norm::new(cfg.norm, cfg.d_model, cfg.norm_epsilon, &pb.pp("norm_f"))? })
@@ -104,9 +108,8 @@ impl Backbone {
         let (mut hidden, mut residual) = (x.clone(), None);
         for (i, block) in self.layers.iter().enumerate() {
             let state = state.as_deref_mut().map(|s| &mut s.layers[i]);
-            let (next, sum) = block.forward(&hidden, residual.as_ref(), |mixer, x| {
-                mixer.forward_with(x, segments, state)
-            })?;
+            let (next, sum) = block
+                .forward(&hidden, residual.as_ref(), |mixer, x| mixer.forward_with(x, segments, state))?;
             if i > 0 {
                 each(&sum);
             }

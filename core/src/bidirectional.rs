@@ -147,8 +147,8 @@ impl Directions<'_> {
             true => mixer.in_proj().flip_input()?,
             false => mixer.in_proj().clone(),
         };
-        let x = in_proj.narrow(0, d_inner)?.forward(self.x)?;
-        Ok((x, in_proj.narrow(d_inner, d_inner)?.forward(self.x)?))
+        let [x, z] = in_proj.split(self.x, [d_inner; 2])?;
+        Ok((x, z))
     }
 
     fn output(&self, mixer: &Mamba1) -> Result<Linear> {

@@ -14,21 +14,19 @@ pub struct Block<M> {
 }
 
 impl<M> Block<M> {
-    /// Parameters `norm` and, if `d_intermediate > 0`, `norm2` and `mlp` under `pb`; the mixer is built by the caller.
+    /// Parameters `norm` and, with a feed-forward layer, `norm2` under `pb`; that layer and the mixer are built by the
+    /// caller.
     pub fn new(
         d_model: usize,
         norm: (NormKind, f64),
-        d_intermediate: usize,
         mixer: M,
+        mlp: Option<GatedMlp>,
         pb: &ParamBuilder,
     ) -> Result<Self> {
         let (kind, eps) = norm;
-        let mlp = match d_intermediate {
-            0 => None,
-            hidden => Some((
-                Norm::new(kind, d_model, eps, &pb.pp("norm2"))?,
-                GatedMlp::new(d_model, hidden, &pb.pp("mlp"))?,
-            )),
+        let mlp = match mlp {
+            Some(mlp) => Some((Norm::new(kind, d_model, eps, &pb.pp("norm2"))?, mlp)),
+            None => None,
         };
         Ok(Self { norm: Norm::new(kind, d_model, eps, &pb.pp("norm"))?, mixer, mlp })
     }

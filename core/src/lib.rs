@@ -1,6 +1,6 @@
-//! Everything that the models of mamba-zoo share: parameters and their initial values, checkpoints, seeded randomness,
-//! devices; with feature `train` the optimizer, the training loop and the run folder; with feature `cli` the flags
-//! and messages of the binaries.
+#![doc = include_str!("../README.md")]
+//!
+//! # Modules
 //!
 //! | module | for |
 //! |---|---|

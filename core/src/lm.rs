@@ -1,12 +1,12 @@
 //! Causal language models of Mamba-1, in the layouts of mamba_ssm and of Hugging Face transformers.
 
-use crate::mamba1::{DtRank, Mamba1Config};
+use crate::mamba1::{DtRank, Mamba1Config, expect_possible};
 use crate::nn::{Embedding, Linear, NormKind};
 use crate::{Backbone, BackboneConfig, BackboneState, Checkpoint, Error, Init, ParamBuilder, Params};
 use candle_core::{D, DType, Device, IndexOp, Module, Result, Tensor};
 use mamba_kernels::Segments;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Hyper-parameters of a language model, with mamba_ssm's names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -62,13 +62,24 @@ impl Default for LmConfig {
 
 /// `ssm_cfg` of mamba_ssm: the name of the mixer beside its settings.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Map<String, Value>")]
 pub struct SsmConfig {
     /// `"Mamba1"`, or absent for it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub layer: Option<String>,
     /// Its settings.
     #[serde(flatten)]
     pub mixer: Mamba1Config,
+}
+
+/// By hand, because serde ignores unknown keys in flattened structs.
+impl TryFrom<Map<String, Value>> for SsmConfig {
+    type Error = serde_json::Error;
+
+    fn try_from(mut keys: Map<String, Value>) -> serde_json::Result<Self> {
+        let layer = keys.remove("layer").map(serde_json::from_value).transpose()?;
+        Ok(Self { layer, mixer: serde_json::from_value(Value::Object(keys))? })
+    }
 }
 
 /// What we read of a transformers config with `"model_type": "mamba"`.
@@ -89,6 +100,12 @@ struct HubConfig {
     layer_norm_epsilon: f64,
     #[serde(default = "yes")]
     tie_word_embeddings: bool,
+    #[serde(default = "silu")]
+    hidden_act: String,
+}
+
+fn silu() -> String {
+    "silu".into()
 }
 
 fn yes() -> bool {
@@ -110,6 +127,9 @@ impl LmConfig {
             return Err(Error::Config(format!("model_type is {}, expected \"mamba\"", json["model_type"])));
         }
         let hub: HubConfig = serde_json::from_value(json.clone()).map_err(bad)?;
+        if !["silu", "swish"].contains(&hub.hidden_act.as_str()) {
+            return Err(Error::Config(format!("hidden_act is {:?}, expected \"silu\"", hub.hidden_act)));
+        }
         Ok(Self {
             d_model: hub.hidden_size,
             n_layer: hub.num_hidden_layers,
@@ -135,18 +155,28 @@ impl LmConfig {
 
     /// Refuses settings that make no model.
     pub fn validate(&self) -> crate::Result<()> {
-        self.ssm_cfg.mixer.validate()?;
         if let Some(layer) = self.ssm_cfg.layer.as_deref().filter(|&l| l != "Mamba1") {
             return Err(Error::Config(format!("ssm_cfg.layer is {layer:?}, expected \"Mamba1\"")));
         }
         if !self.attn_layer_idx.is_empty() {
             return Err(Error::Config("attn_layer_idx: attention layers are not supported".into()));
         }
-        if self.d_model == 0 || self.n_layer == 0 || self.vocab_size == 0 || self.pad_vocab_size_multiple == 0 {
+        if self.d_model == 0 || self.n_layer == 0 || self.vocab_size == 0 || self.pad_vocab_size_multiple == 0
+        {
             let message = "d_model, n_layer, vocab_size and pad_vocab_size_multiple must be at least 1";
             return Err(Error::Config(message.into()));
         }
-        Ok(())
+        self.ssm_cfg.mixer.validate_for(self.d_model)?;
+        let [d, mlp, layers, vocab] =
+            [self.d_model, self.d_intermediate, self.n_layer, self.vocab_size].map(|x| x as f64);
+        let rows = vocab + self.pad_vocab_size_multiple as f64;
+        let parameters = rows * d + layers * (self.ssm_cfg.mixer.size(self.d_model) + 3.0 * d * mlp);
+        expect_possible(parameters, || {
+            let Self { d_model, n_layer, d_intermediate, vocab_size, .. } = self;
+            format!(
+                "a model of d_model {d_model}, n_layer {n_layer}, d_intermediate {d_intermediate} and vocab_size {vocab_size}"
+            )
+        })
     }
 
     /// Rows of the embedding.

@@ -8,7 +8,7 @@
 //! output     = out_proj(y)                            d_inner → d_model
 //! ```
 //!
-//! Projections that feed different places are computed apart, from slices of the weight: no `(B, L, ·)` tensor is split.
+//! Projections that feed different places are written apart by one op: no `(B, L, ·)` tensor is split.
 
 use crate::nn::Linear;
 use crate::{Error, Init, ParamBuilder};
@@ -120,6 +120,28 @@ impl Mamba1Config {
         self.expand * d_model
     }
 
+    /// About how many parameters a mixer of width `d_model` has; in floating point, which cannot overflow.
+    pub(crate) fn size(&self, d_model: usize) -> f64 {
+        let [d, n, k, expand] = [d_model, self.d_state, self.d_conv, self.expand].map(|x| x as f64);
+        let rank = self.dt_rank.resolve(d_model) as f64;
+        expand * d * (3.0 * d + 3.0 * n + 2.0 * rank + k)
+    }
+
+    /// Refuses sizes that make no mixer, and a `d_model` with which it would have more parameters than any machine holds.
+    pub fn validate_for(&self, d_model: usize) -> crate::Result<()> {
+        self.validate()?;
+        if d_model == 0 {
+            return Err(Error::Config("d_model must be at least 1".into()));
+        }
+        let what = || {
+            let Self { d_state, expand, dt_rank, .. } = self;
+            format!(
+                "a mixer of d_model {d_model}, d_state {d_state}, expand {expand} and dt_rank {dt_rank:?}"
+            )
+        };
+        expect_possible(self.size(d_model), what)
+    }
+
     /// Refuses sizes that make no mixer.
     pub fn validate(&self) -> crate::Result<()> {
         let problem = if self.d_state == 0 || self.expand == 0 || self.dt_rank == DtRank::Rank(0) {
@@ -128,12 +150,28 @@ impl Mamba1Config {
                 self.d_state, self.expand, self.dt_rank
             ))
         } else if !(1..=mamba_kernels::causal_conv1d::MAX_WIDTH).contains(&self.d_conv) {
-            Some(format!("d_conv is {}, expected 1..={}", self.d_conv, mamba_kernels::causal_conv1d::MAX_WIDTH))
+            Some(format!(
+                "d_conv is {}, expected 1..={}",
+                self.d_conv,
+                mamba_kernels::causal_conv1d::MAX_WIDTH
+            ))
         } else {
             None
         };
         problem.map_or(Ok(()), |problem| Err(Error::Config(problem)))
     }
+}
+
+/// Refuses a number of parameters that can only be a slip, which would otherwise end in an abort for want of memory.
+pub(crate) fn expect_possible(parameters: f64, what: impl FnOnce() -> String) -> crate::Result<()> {
+    const MOST: f64 = 1e11;
+    if parameters > MOST {
+        return Err(Error::Config(format!(
+            "{} would have {parameters:.1e} parameters, more than {MOST:.0e}",
+            what()
+        )));
+    }
+    Ok(())
 }
 
 /// What a mixer remembers of the tokens before: kept between [`Mamba1::step`]s or chunks of a sequence.
@@ -156,10 +194,7 @@ impl Mamba1State {
 
     /// The same values without their history.
     pub fn detach(&self) -> Self {
-        Self {
-            conv: self.conv.as_ref().map(Tensor::detach),
-            ssm: self.ssm.as_ref().map(Tensor::detach),
-        }
+        Self { conv: self.conv.as_ref().map(Tensor::detach), ssm: self.ssm.as_ref().map(Tensor::detach) }
     }
 }
 
@@ -180,9 +215,7 @@ pub struct Pass<'a> {
 pub struct SelectiveSsm {
     conv_weight: Tensor,
     conv_bias: Option<Tensor>,
-    dt_low: Linear,
-    b: Linear,
-    c: Linear,
+    x_proj: Linear,
     dt: Linear,
     dt_bias: Tensor,
     a_log: Tensor,
@@ -192,6 +225,7 @@ pub struct SelectiveSsm {
 impl SelectiveSsm {
     /// Parameters `conv1d`, `x_proj`, `dt_proj`, `A_log` and `D` under `pb`.
     pub fn new(d_model: usize, cfg: &Mamba1Config, pb: &ParamBuilder) -> Result<Self> {
+        cfg.validate_for(d_model).map_err(candle_core::Error::wrap)?;
         let (d_inner, n, k) = (cfg.d_inner(d_model), cfg.d_state, cfg.d_conv);
         let rank = cfg.dt_rank.resolve(d_model);
         let conv = pb.pp("conv1d");
@@ -210,9 +244,7 @@ impl SelectiveSsm {
         Ok(Self {
             conv_weight,
             conv_bias,
-            dt_low: x_proj.narrow(0, rank)?,
-            b: x_proj.narrow(rank, n)?,
-            c: x_proj.narrow(rank + n, n)?,
+            x_proj,
             dt: Linear::from_tensors(pb.pp("dt_proj").get((d_inner, rank), "weight", dt_init)?, None),
             dt_bias: pb.pp("dt_proj").get_no_decay(d_inner, "bias", dt_bias)?,
             a_log: pb.get_no_decay((d_inner, n), "A_log", Init::S4dReal)?,
@@ -234,8 +266,9 @@ impl SelectiveSsm {
             }
             None => (conv.run()?, None),
         };
-        let delta = self.dt.forward(&self.dt_low.forward(&x)?)?; // (B, L, d_inner)
-        let (b, c) = (self.b.forward(&x)?, self.c.forward(&x)?); // (B, L, d_state)
+        let (rank, n) = (self.dt.weight().dim(1)?, self.a_log.dim(1)?);
+        let [dt_low, b, c] = self.x_proj.split(&x, [rank, n, n])?; // (B, L, ·)
+        let delta = self.dt.forward(&dt_low)?; // (B, L, d_inner)
         let a = self.a_log.exp()?.neg()?;
         let mut scan = SelectiveScan::new(&x, &delta, &a, &b, &c)
             .skip(&self.d)
@@ -264,6 +297,7 @@ impl Mamba1 {
     /// A mixer of width `d_model`; `n_residual` is the number of residual branches of the whole model, by whose root
     /// upstream divides the initial `out_proj` (1 leaves it).
     pub fn new(d_model: usize, cfg: &Mamba1Config, n_residual: usize, pb: &ParamBuilder) -> Result<Self> {
+        cfg.validate_for(d_model).map_err(candle_core::Error::wrap)?;
         let d_inner = cfg.d_inner(d_model);
         let out = pb.pp("out_proj");
         let init = Init::linear(d_inner).scaled(1.0 / (n_residual.max(1) as f64).sqrt());
@@ -326,8 +360,7 @@ impl Mamba1 {
 
     /// `(B, L, d_model)` → `(B, L, d_model)`, any way.
     pub fn forward_pass(&self, x: &Tensor, pass: Pass<'_>) -> Result<Tensor> {
-        let z = self.in_proj.narrow(self.d_inner, self.d_inner)?.forward(x)?; // (B, L, d_inner)
-        let x = self.in_proj.narrow(0, self.d_inner)?.forward(x)?; // (B, L, d_inner)
+        let [x, z] = self.in_proj.split(x, [self.d_inner; 2])?; // (B, L, d_inner)
         self.out_proj.forward(&self.ssm.forward(&x, &z, pass)?)
     }
 }

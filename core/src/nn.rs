@@ -35,11 +35,10 @@ impl Linear {
         self.bias.as_ref()
     }
 
-    /// Outputs `start .. start + len` as a map of their own. Splitting the weight is cheaper than splitting its output.
-    pub fn narrow(&self, start: usize, len: usize) -> Result<Self> {
-        let weight = self.weight.narrow(0, start, len)?;
-        let bias = self.bias.as_ref().map(|b| b.narrow(0, start, len)).transpose()?;
-        Ok(Self { weight, bias })
+    /// The output in parts of `parts[i]` channels, without a copy: `(…, in)` → `(…, parts[i])` each.
+    pub fn split<const N: usize>(&self, x: &Tensor, parts: [usize; N]) -> Result<[Tensor; N]> {
+        let outputs = mamba_kernels::linear(x, &self.weight, self.bias.as_ref(), &parts)?;
+        outputs.try_into().map_err(|_| candle_core::Error::msg("linear: wrong number of parts"))
     }
 
     /// The map of a reversed input: `y = flip(x) Wᵀ + b`.
@@ -57,16 +56,8 @@ impl Linear {
 impl Module for Linear {
     /// `(…, in)` → `(…, out)`.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mut dims = x.dims().to_vec();
-        let d_in = dims.pop().unwrap_or(1);
-        let rows = dims.iter().product::<usize>();
-        let y = x.reshape((rows, d_in))?.matmul(&self.weight.t()?)?;
-        dims.push(self.weight.dim(0)?);
-        let y = y.reshape(dims)?;
-        match &self.bias {
-            Some(bias) => y.broadcast_add(bias),
-            None => Ok(y),
-        }
+        let [y] = self.split(x, [self.weight.dim(0)?])?;
+        Ok(y)
     }
 }
 
@@ -162,25 +153,27 @@ impl Module for Norm {
 /// The gated feed-forward layer of mamba_ssm: `fc2(a · silu(g))` with `(a, g) = fc1(x)`.
 #[derive(Clone, Debug)]
 pub struct GatedMlp {
-    value: Linear,
-    gate: Linear,
+    fc1: Linear,
     fc2: Linear,
 }
 
 impl GatedMlp {
-    /// The hidden width is rounded up to a multiple of 128, as upstream does.
-    pub fn new(d_model: usize, hidden: usize, pb: &ParamBuilder) -> Result<Self> {
+    /// The hidden width is rounded up to a multiple of 128, as upstream does. `n_residual` as for
+    /// [`Mamba1::new`](crate::Mamba1::new), here for `fc2`.
+    pub fn new(d_model: usize, hidden: usize, n_residual: usize, pb: &ParamBuilder) -> Result<Self> {
         let hidden = hidden.next_multiple_of(128);
         let fc1 = Linear::new(d_model, 2 * hidden, false, &pb.pp("fc1"))?;
-        let fc2 = Linear::new(hidden, d_model, false, &pb.pp("fc2"))?;
-        Ok(Self { value: fc1.narrow(0, hidden)?, gate: fc1.narrow(hidden, hidden)?, fc2 })
+        let init = Init::linear(hidden).scaled(1.0 / (n_residual.max(1) as f64).sqrt());
+        let fc2 = Linear::from_tensors(pb.pp("fc2").get((d_model, hidden), "weight", init)?, None);
+        Ok(Self { fc1, fc2 })
     }
 }
 
 impl Module for GatedMlp {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let gate = self.gate.forward(x)?.silu()?;
-        self.fc2.forward(&(self.value.forward(x)? * gate)?)
+        let hidden = self.fc2.weight().dim(1)?;
+        let [value, gate] = self.fc1.split(x, [hidden, hidden])?;
+        self.fc2.forward(&(value * gate.silu()?)?)
     }
 }
 

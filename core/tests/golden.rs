@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use mamba_core::lm::{LmConfig, MambaLm};
-use mamba_core::nn::{NormKind, cross_entropy};
+use mamba_core::nn::{GatedMlp, NormKind, cross_entropy};
 use mamba_core::{Block, Checkpoint, Mamba1, Mamba1Config, Mamba1State, Params, checkpoint};
 use mamba_kernels::testing::{Case, check_cases, expect_close, golden_dir};
 use serde_json::Value;
@@ -121,7 +121,11 @@ fn block(case: &Case) -> Result<()> {
     let params = trainable(case, DType::F32);
     let pb = params.builder();
     let mixer = Mamba1::new(d_model, &mixer_config(&case.config)?, 1, &pb.pp("mixer"))?;
-    let block = Block::new(d_model, (kind, eps), case.number("mlp_hidden")?, mixer, &pb)?;
+    let mlp = match case.number("mlp_hidden")? {
+        0 => None,
+        hidden => Some(GatedMlp::new(d_model, hidden, 1, &pb.pp("mlp"))?),
+    };
+    let block = Block::new(d_model, (kind, eps), mixer, mlp, &pb)?;
     params.check().map_err(candle_core::Error::wrap)?;
     let x = candle_core::Var::from_tensor(&case.tensor("x")?)?;
     let residual = case.get("residual").map(candle_core::Var::from_tensor).transpose()?;
@@ -201,7 +205,12 @@ fn hub_language_model(case: &Case) -> Result<()> {
     expect_close("logits", &logits, &case.tensor("logits")?, 2e-5)?;
     expect_close("logits_mamba_ssm", &logits, &case.tensor("logits_mamba_ssm")?, 2e-5)?;
     for (i, state) in lm.hidden_states(&input_ids)?.iter().enumerate() {
-        expect_close(&format!("hidden_states.{i}"), state, &case.tensor(&format!("hidden_states.{i}"))?, 2e-5)?;
+        expect_close(
+            &format!("hidden_states.{i}"),
+            state,
+            &case.tensor(&format!("hidden_states.{i}"))?,
+            2e-5,
+        )?;
     }
     greedy(case, &lm)?;
     written_and_read_again(&loaded, &input_ids, &logits)

@@ -27,7 +27,7 @@ mod settings;
 
 pub use crate::progress::{Format, Progress, progress};
 pub use messages::{HintExt, Hinted, INTERRUPTED, USAGE, run_main};
-pub use process::tune_allocator;
+pub use process::{tune_allocator, tune_candle};
 pub use settings::resolve;
 
 use crate::{DeviceChoice, Error, Result};
@@ -106,6 +106,7 @@ impl CommonArgs {
     /// Sets up allocator and threads and opens the device. Call it once, before any tensor is made.
     pub fn start(&self) -> Result<Device> {
         tune_allocator();
+        tune_candle();
         process::set_threads(self.threads.map(usize::from))?;
         let device = self.device.open()?;
         if self.dtype == DTypeChoice::Bf16 && device.is_cpu() {
@@ -145,7 +146,10 @@ mod tests {
             "x --device cuda:1 --dtype bf16 --threads 2 --seed 7 --format json --quiet --set a=1 --set b=2";
         let Args { common: args, settings } = Args::try_parse_from(flags.split(' ')).unwrap();
         assert_eq!((args.device, args.dtype()), (DeviceChoice::Cuda(1), DType::BF16));
-        assert_eq!((args.threads.map(usize::from), settings.seed, args.format), (Some(2), Some(7), Format::Json));
+        assert_eq!(
+            (args.threads.map(usize::from), settings.seed, args.format),
+            (Some(2), Some(7), Format::Json)
+        );
         assert_eq!((args.quiet, settings.set.len()), (true, 2));
         let plain = Args::try_parse_from(["x"]).unwrap();
         let defaults = (plain.common.device, plain.common.dtype(), plain.settings.seed);

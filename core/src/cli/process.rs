@@ -20,6 +20,17 @@ pub fn tune_allocator() {
     }
 }
 
+/// Leaves the cores to one thread pool. candle's additions and products of large tensors otherwise run on threads of its
+/// own, which wait by spinning while rayon's threads wait for the same cores: half of a training step on two cores.
+/// Call it at the start of `main`, before any tensor op; `$CANDLE_NUM_THREADS` takes precedence.
+pub fn tune_candle() {
+    const VARIABLE: &str = "CANDLE_NUM_THREADS";
+    if std::env::var_os(VARIABLE).is_none() {
+        // SAFETY: called at the start of main, before this program starts any thread that could read the environment.
+        unsafe { std::env::set_var(VARIABLE, "1") };
+    }
+}
+
 /// Sizes rayon's pool, and with it that of candle, which reads the same variable. `None` follows the environment, or
 /// takes the physical cores within the limits (affinity, control group) of this process.
 pub(super) fn set_threads(threads: Option<usize>) -> Result<()> {

@@ -1,0 +1,495 @@
+//! The Mamba-1 mixer and a stack of them: however a sequence is cut, packed or padded, it gives what it gives alone.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod models;
+
+use candle_core::{DType, Result, Tensor, Var};
+use mamba_core::mamba1::{DtInit, DtRank, Pass};
+use mamba_core::nn::NormKind;
+use mamba_core::{Backbone, BackboneConfig, BackboneState, Error, Mamba1, Mamba1Config, Mamba1State, Params};
+use mamba_kernels::Segments;
+use models::*;
+use proptest::prelude::*;
+
+/// d_model, d_state, d_conv, expand: what models use, and the ends of what is allowed.
+const SHAPES: [(usize, usize, usize, usize); 13] = [
+    (1, 16, 4, 2),
+    (7, 1, 1, 1),
+    (118, 16, 4, 2),
+    (6, 256, 4, 2),
+    (5, 2, 2, 4),
+    (16, 4, 3, 1),
+    (3, 5, 5, 2),
+    (3, 5, 6, 2),
+    (3, 5, 7, 2),
+    (3, 5, 8, 2),
+    (2, 3, 8, 4),
+    (33, 17, 1, 2),
+    (24, 8, 2, 1),
+];
+
+fn configs() -> impl Iterator<Item = (usize, Mamba1Config)> {
+    SHAPES.iter().enumerate().map(|(i, &(d_model, d_state, d_conv, expand))| {
+        let dt_rank = if i % 4 == 3 { DtRank::Rank(3) } else { DtRank::Auto };
+        let (bias, conv_bias) = (i % 2 == 1, i % 3 != 1);
+        (d_model, Mamba1Config { d_state, d_conv, expand, dt_rank, bias, conv_bias, ..Default::default() })
+    })
+}
+
+/// A mid-sized mixer for what does not depend on the shape.
+fn usual() -> (usize, Mamba1Config) {
+    (10, Mamba1Config { d_state: 6, bias: true, ..Default::default() })
+}
+
+/// The outputs of chunks that end at `ends`, and the state after them.
+fn in_chunks(mixer: &Mamba1, x: &Tensor, ends: &[usize]) -> Result<(Tensor, Mamba1State)> {
+    let (mut state, mut from, mut parts) = (Mamba1State::new(), 0, Vec::new());
+    for &to in ends {
+        parts.push(mixer.forward_with(&tokens(x, from, to), None, Some(&mut state))?);
+        from = to;
+    }
+    Ok((Tensor::cat(&parts, 1)?, state))
+}
+
+/// The same token by token, after a prefill of `prefill` tokens.
+fn in_steps(mixer: &Mamba1, x: &Tensor, prefill: usize) -> Result<(Tensor, Mamba1State)> {
+    let (mut state, mut parts) = (Mamba1State::new(), Vec::new());
+    if prefill > 0 {
+        parts.push(mixer.forward_with(&tokens(x, 0, prefill), None, Some(&mut state))?);
+    }
+    for t in prefill..x.dim(1)? {
+        parts.push(mixer.step(&tokens(x, t, t + 1).squeeze(1)?, &mut state)?.unsqueeze(1)?);
+    }
+    Ok((Tensor::cat(&parts, 1)?, state))
+}
+
+#[test]
+fn steps_prefill_and_any_cut_equal_the_whole_for_every_shape() -> Result<()> {
+    const LEN: usize = 11;
+    for (d_model, cfg) in configs() {
+        for (dtype, tolerance) in TOLERANCES {
+            let what = format!("d_model {d_model}, {cfg:?}, {dtype:?}");
+            let (_, mixer) = perturbed_mixer(d_model, &cfg, dtype)?;
+            let x = random(&[2, LEN, d_model], 3, dtype)?;
+            let whole = mixer.forward(&x)?;
+            assert_eq!(whole.dims(), x.dims(), "{what}");
+            let (with_state, last) = in_chunks(&mixer, &x, &[LEN])?;
+            assert_close(&format!("{what}: asking for the state"), &with_state, &whole, 0.0);
+            assert_eq!(
+                last.conv.as_ref().unwrap().dims(),
+                [2, cfg.d_conv - 1, cfg.d_inner(d_model)],
+                "{what}"
+            );
+            for prefill in [0, 1, 5, LEN] {
+                let (y, state) = in_steps(&mixer, &x, prefill)?;
+                let what = format!("{what}: {prefill} tokens, then steps");
+                assert_close(&what, &y, &whole, tolerance);
+                assert_states_close(&what, &state, &last, tolerance);
+            }
+            for cut in 1..LEN {
+                let (y, state) = in_chunks(&mixer, &x, &[cut, LEN])?;
+                let what = format!("{what}: cut at {cut}");
+                assert_close(&what, &y, &whole, tolerance);
+                assert_states_close(&what, &state, &last, tolerance);
+            }
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn chunks_of_any_sizes_equal_the_whole(sizes in proptest::collection::vec(1usize..90, 1..6), seed in 0u64..1000) {
+        let ends: Vec<usize> = sizes.iter().scan(0, |end, size| { *end += size; Some(*end) }).collect();
+        let (d_model, cfg) = usual();
+        let (_, mixer) = perturbed_mixer(d_model, &cfg, DType::F64).unwrap();
+        let x = random(&[1, *ends.last().unwrap(), d_model], seed, DType::F64).unwrap();
+        let (y, _) = in_chunks(&mixer, &x, &ends).unwrap();
+        assert_close(&format!("chunks that end at {ends:?}"), &y, &mixer.forward(&x).unwrap(), 1e-12);
+    }
+
+    #[test]
+    fn sequences_of_any_lengths_packed_or_padded_get_what_they_get_alone(
+        lengths in proptest::collection::vec(1usize..40, 1..6), padding in 0usize..9,
+    ) {
+        alone_and_together(&lengths, padding).unwrap();
+    }
+}
+
+/// Junk, so that whatever reads padding shows.
+fn pad(x: &Tensor, len: usize, left: bool) -> Result<Tensor> {
+    let (_, n, d) = x.dims3()?;
+    if n == len {
+        return Ok(x.clone());
+    }
+    let junk = (random(&[1, len - n, d], 1234, x.dtype())? * 50.0)?;
+    Tensor::cat(&if left { [&junk, x] } else { [x, &junk] }, 1)
+}
+
+/// Outputs, states and gradients of sequences in one batch against those of each alone.
+fn alone_and_together(lengths: &[usize], padding: usize) -> Result<()> {
+    let (d_model, cfg) = usual();
+    for (dtype, tolerance) in TOLERANCES {
+        let (params, mixer) = perturbed_mixer(d_model, &cfg, dtype)?;
+        let sequence = |(i, &n): (usize, &usize)| random(&[1, n, d_model], i as u64, dtype);
+        let sequences = lengths.iter().enumerate().map(sequence).collect::<Result<Vec<_>>>()?;
+        let weight = |i: usize, y: &Tensor| random(y.dims(), 90 + i as u64, dtype);
+        let mut alone = Vec::new();
+        let mut loss = Tensor::zeros((), dtype, &CPU)?;
+        for (i, x) in sequences.iter().enumerate() {
+            let mut state = Mamba1State::new();
+            let y = mixer.forward_with(x, None, Some(&mut state))?;
+            loss = (loss + (&y * weight(i, &y)?)?.sum_all()?)?;
+            loss = (loss + state.ssm.as_ref().unwrap().sum_all()?)?;
+            alone.push((y, state));
+        }
+        let wanted = parameter_gradients(&params, &loss)?;
+
+        let len = lengths.iter().max().unwrap() + padding;
+        let padded =
+            |left| Tensor::cat(&sequences.iter().map(|x| pad(x, len, left)).collect::<Result<Vec<_>>>()?, 0);
+        let ends: Vec<usize> = [0]
+            .into_iter()
+            .chain(lengths.iter().scan(0, |s, n| {
+                *s += n;
+                Some(*s)
+            }))
+            .collect();
+        let arrangements = [
+            ("right padded", padded(false)?, Segments::right_padded(len, lengths)?),
+            ("left padded", padded(true)?, Segments::left_padded(len, lengths)?),
+            ("packed", Tensor::cat(&sequences, 1)?, Segments::packed(&ends)?),
+        ];
+        for (what, x, segments) in arrangements {
+            let mut state = Mamba1State::new();
+            let y = mixer.forward_with(&x, Some(&segments), Some(&mut state))?;
+            let mut loss = state.ssm.as_ref().unwrap().sum_all()?;
+            for (i, (segment, (want, want_state))) in segments.iter().zip(&alone).enumerate() {
+                let what = format!("{what} {lengths:?} + {padding}, sequence {i}, {dtype:?}");
+                let got = tokens(&y.narrow(0, segment.row, 1)?, segment.start, segment.end);
+                assert_close(&what, &got, want, tolerance);
+                let part = |x: &Option<Tensor>| x.as_ref().map(|x| x.narrow(0, i, 1).unwrap());
+                let got_state = Mamba1State { conv: part(&state.conv), ssm: part(&state.ssm) };
+                assert_states_close(&what, &got_state, want_state, tolerance);
+                loss = (loss + (&got * weight(i, &got)?)?.sum_all()?)?;
+            }
+            for ((name, got), (_, want)) in parameter_gradients(&params, &loss)?.iter().zip(&wanted) {
+                assert_close(&format!("{what}, gradient of {name}"), got, want, 10.0 * tolerance);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_row_of_a_batch_gets_what_it_gets_alone() -> Result<()> {
+    for (d_model, cfg) in configs() {
+        let (_, mixer) = perturbed_mixer(d_model, &cfg, DType::F64)?;
+        let x = random(&[3, 9, d_model], 5, DType::F64)?;
+        let together = mixer.forward(&x)?;
+        for i in 0..3 {
+            let row = |x: &Tensor| x.narrow(0, i, 1).unwrap();
+            assert_close(&format!("row {i}, {cfg:?}"), &row(&together), &mixer.forward(&row(&x))?, 1e-13);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_token_changes_nothing_before_it_and_itself() -> Result<()> {
+    const LEN: usize = 20;
+    for (d_model, cfg) in configs() {
+        let (_, mixer) = perturbed_mixer(d_model, &cfg, DType::F32)?;
+        let x = random(&[1, LEN, d_model], 6, DType::F32)?;
+        let y = mixer.forward(&x)?;
+        for t in [0, 1, 7, LEN - 1] {
+            let other = (tokens(&x, t, t + 1) + 1.0)?;
+            let mut parts = vec![tokens(&x, 0, t), other, tokens(&x, t + 1, LEN)];
+            parts.retain(|part| part.elem_count() > 0);
+            let changed = mixer.forward(&Tensor::cat(&parts, 1)?)?;
+            let bits =
+                |y: &Tensor, from, to| tokens(y, from, to).flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            if t > 0 {
+                assert_eq!(bits(&changed, 0, t), bits(&y, 0, t), "before token {t}, {cfg:?}");
+            }
+            assert_ne!(bits(&changed, t, t + 1), bits(&y, t, t + 1), "token {t}, {cfg:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_reverse_pass_is_the_pass_of_the_reversed_sequence() -> Result<()> {
+    let (d_model, cfg) = usual();
+    let (_, mixer) = perturbed_mixer(d_model, &cfg, DType::F64)?;
+    let x = random(&[2, 13, d_model], 8, DType::F64)?;
+    let reversed = |x: &Tensor| mamba_core::nn::flip(x, 1);
+    let got = mixer.forward_pass(&x, Pass { reverse: true, ..Default::default() })?;
+    assert_close("reverse", &got, &reversed(&mixer.forward(&reversed(&x)?)?)?, 1e-12);
+    Ok(())
+}
+
+#[test]
+fn gradients_through_the_state_equal_those_of_the_whole_and_detach_cuts_them() -> Result<()> {
+    let (d_model, cfg) = usual();
+    let (params, mixer) = perturbed_mixer(d_model, &cfg, DType::F64)?;
+    const LEN: usize = 12;
+    let x = Var::from_tensor(&random(&[2, LEN, d_model], 9, DType::F64)?)?;
+    let weights = random(&[2, LEN, d_model], 10, DType::F64)?;
+    let loss = |ends: &[usize], detach: bool| -> Result<Tensor> {
+        let (mut state, mut from, mut parts) = (Mamba1State::new(), 0, Vec::new());
+        for &to in ends {
+            parts.push(mixer.forward_with(&tokens(&x, from, to), None, Some(&mut state))?);
+            state = if detach { state.detach() } else { state };
+            from = to;
+        }
+        // Only the last token counts: what the first chunk gets, it gets through the state.
+        (Tensor::cat(&parts, 1)? * &weights)?.narrow(1, LEN - 1, 1)?.sum_all()
+    };
+    let whole = loss(&[LEN], false)?;
+    let by_x = |loss: &Tensor| loss.backward().map(|grads| grads.get(&x).unwrap().clone());
+    for ends in [vec![5, LEN], vec![1, 2, 3, LEN], (1..=LEN).collect()] {
+        let chunked = loss(&ends, false)?;
+        assert_close(&format!("{ends:?}, x"), &by_x(&chunked)?, &by_x(&whole)?, 1e-11);
+        let wanted = parameter_gradients(&params, &whole)?;
+        for ((name, got), (_, want)) in parameter_gradients(&params, &chunked)?.iter().zip(&wanted) {
+            assert_close(&format!("{ends:?}, {name}"), got, want, 1e-11);
+        }
+    }
+    let cut = loss(&[5, LEN], true)?;
+    assert_close("the value does not change", &cut, &whole, 1e-13);
+    let size = |x: Tensor| x.abs()?.max_all()?.to_scalar::<f64>();
+    assert!(size(tokens(&by_x(&whole)?, 0, 5))? > 1e-6, "the first chunk matters");
+    assert_eq!(size(tokens(&by_x(&cut)?, 0, 5))?, 0.0);
+    assert!(size(tokens(&by_x(&cut)?, 5, LEN))? > 1e-6);
+    Ok(())
+}
+
+#[test]
+fn parameters_have_upstream_names_and_shapes() -> Result<()> {
+    let shapes = |cfg: &Mamba1Config| -> Result<Vec<(String, Vec<usize>)>> {
+        let (params, _) = perturbed_mixer(20, cfg, DType::F32)?;
+        Ok(params.named().iter().map(|p| (p.name().to_string(), p.tensor().dims().to_vec())).collect())
+    };
+    let full = Mamba1Config { bias: true, ..Default::default() };
+    let expected = [
+        ("A_log", vec![40, 16]),
+        ("D", vec![40]),
+        ("conv1d.bias", vec![40]),
+        ("conv1d.weight", vec![40, 1, 4]),
+        ("dt_proj.bias", vec![40]),
+        ("dt_proj.weight", vec![40, 2]),
+        ("in_proj.bias", vec![80]),
+        ("in_proj.weight", vec![80, 20]),
+        ("out_proj.bias", vec![20]),
+        ("out_proj.weight", vec![20, 40]),
+        ("x_proj.weight", vec![34, 40]),
+    ]
+    .map(|(name, shape)| (name.to_string(), shape));
+    assert_eq!(shapes(&full)?, expected);
+    let bare = shapes(&Mamba1Config { conv_bias: false, ..Default::default() })?;
+    let optional = ["conv1d.bias", "in_proj.bias", "out_proj.bias"];
+    assert!(bare.iter().eq(expected.iter().filter(|(name, _)| !optional.contains(&name.as_str()))));
+    Ok(())
+}
+
+#[test]
+fn initial_values_are_upstreams() {
+    let (d_model, n_residual) = (96, 9);
+    let values = |cfg: &Mamba1Config, name: &str| -> Vec<f64> {
+        let params = Params::fresh(4, DType::F64, &CPU);
+        Mamba1::new(d_model, cfg, n_residual, &params.builder()).unwrap();
+        params.get(name).unwrap().tensor().flatten_all().unwrap().to_vec1().unwrap()
+    };
+    let cfg = Mamba1Config { dt_min: 0.01, dt_max: 0.02, bias: true, ..Default::default() };
+    let get = |name: &str| values(&cfg, name);
+    for row in get("A_log").chunks(16) {
+        assert!(row.iter().zip(1..).all(|(a, k)| (a.exp() - f64::from(k)).abs() < 1e-6), "{row:?}");
+    }
+    assert!(get("D").iter().all(|&d| d == 1.0));
+    assert!(get("in_proj.bias").iter().chain(&get("out_proj.bias")).all(|&b| b == 0.0));
+    let steps: Vec<f64> = get("dt_proj.bias").iter().map(|b| b.exp().ln_1p()).collect();
+    assert!(steps.iter().all(|s| (0.01 * 0.999..0.02 * 1.001).contains(s)), "{steps:?}");
+    let spread = |x: &[f64]| x.iter().fold((f64::MAX, f64::MIN), |(lo, hi), &x| (lo.min(x), hi.max(x)));
+    assert!(spread(&steps).0 < 0.0105 && spread(&steps).1 > 0.019, "{:?}", spread(&steps));
+
+    // Uniform within a bound: all values inside it, the largest close to it, the deviation bound/√3.
+    let uniform = |name: &str, x: &[f64], bound: f64| {
+        let deviation = (x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64).sqrt();
+        let (lo, hi) = spread(x);
+        assert!(
+            lo >= -bound && hi <= bound && hi > 0.97 * bound && lo < -0.97 * bound,
+            "{name}: {lo}..{hi}, ±{bound}"
+        );
+        assert!((deviation * 3f64.sqrt() / bound - 1.0).abs() < 0.07, "{name}: {deviation}");
+    };
+    uniform("in_proj", &get("in_proj.weight"), 1.0 / 96f64.sqrt());
+    uniform("x_proj", &get("x_proj.weight"), 1.0 / 192f64.sqrt());
+    uniform("conv1d", &get("conv1d.weight"), 0.5);
+    uniform("conv1d.bias", &get("conv1d.bias"), 0.5);
+    uniform("dt_proj", &get("dt_proj.weight"), 1.0 / 6f64.sqrt());
+    uniform("out_proj", &get("out_proj.weight"), 1.0 / 192f64.sqrt() / 3.0);
+
+    let constant = Mamba1Config { dt_init: DtInit::Constant, dt_scale: 2.0, ..cfg.clone() };
+    assert!(values(&constant, "dt_proj.weight").iter().all(|w| (w - 2.0 / 6f64.sqrt()).abs() < 1e-6));
+}
+
+#[test]
+fn only_matrices_decay() -> Result<()> {
+    let (params, _) = backbone(NormKind::Layer, 20, DType::F32)?;
+    let matrix = |name: &str| name.ends_with("weight") && !name.contains("norm");
+    for param in params.named() {
+        assert_eq!(param.decay(), matrix(param.name()), "{}", param.name());
+    }
+    Ok(())
+}
+
+#[test]
+fn sizes_that_make_no_mixer_are_refused_by_name() {
+    for (cfg, message) in [
+        (Mamba1Config { d_state: 0, ..Default::default() }, "d_state 0"),
+        (Mamba1Config { expand: 0, ..Default::default() }, "expand 0"),
+        (Mamba1Config { dt_rank: DtRank::Rank(0), ..Default::default() }, "dt_rank Rank(0)"),
+        (Mamba1Config { d_conv: 0, ..Default::default() }, "d_conv is 0, expected 1..=8"),
+        (Mamba1Config { d_conv: 9, ..Default::default() }, "d_conv is 9, expected 1..=8"),
+        (
+            Mamba1Config { d_state: usize::MAX, ..Default::default() },
+            "d_state 18446744073709551615, expand 2",
+        ),
+        (Mamba1Config { expand: usize::MAX, ..Default::default() }, "expand 18446744073709551615"),
+        (
+            Mamba1Config { dt_rank: DtRank::Rank(1 << 40), ..Default::default() },
+            "would have 3.5e13 parameters",
+        ),
+    ] {
+        let error = cfg.validate_for(8).unwrap_err();
+        assert!(matches!(error, Error::Config(_)) && error.to_string().contains(message), "{error}");
+        let params = Params::fresh(0, DType::F32, &CPU);
+        let built = Mamba1::new(8, &cfg, 1, &params.builder()).unwrap_err().to_string();
+        assert!(built.contains(message), "{built}");
+    }
+    for d_model in [0, usize::MAX] {
+        let error = Mamba1Config::default().validate_for(d_model).unwrap_err().to_string();
+        assert!(error.contains("d_model"), "{error}");
+    }
+    let params = Params::fresh(0, DType::F32, &CPU);
+    let cfg = Mamba1Config { dt_min: 0.5, ..Default::default() };
+    let error = Mamba1::new(8, &cfg, 1, &params.builder()).unwrap_err().to_string();
+    assert!(error.contains("dt bias needs 0 < min <= max and floor > 0, got 0.5, 0.1"), "{error}");
+}
+
+#[test]
+fn a_config_says_which_key_it_does_not_know() {
+    let parse = |json: &str| serde_json::from_str::<Mamba1Config>(json);
+    assert!(parse(r#"{"d_stat": 8}"#).unwrap_err().to_string().contains("unknown field `d_stat`"));
+    assert_eq!(parse(r#"{"dt_rank": "auto"}"#).unwrap(), Mamba1Config::default());
+    assert_eq!(parse(r#"{"dt_rank": 5}"#).unwrap().dt_rank, DtRank::Rank(5));
+    assert!(parse(r#"{"dt_rank": "automatic"}"#).is_err() && parse(r#"{"dt_rank": -1}"#).is_err());
+    assert_eq!((DtRank::Auto.resolve(16), DtRank::Auto.resolve(17), DtRank::Auto.resolve(1)), (1, 2, 1));
+    for (_, cfg) in configs() {
+        assert_eq!(parse(&serde_json::to_string(&cfg).unwrap()).unwrap(), cfg);
+    }
+}
+
+/// Three layers with feed-forward parts and biases.
+fn backbone(norm: NormKind, d_model: usize, dtype: DType) -> Result<(Params, Backbone)> {
+    let mixer = Mamba1Config { d_state: 5, d_conv: 3, bias: true, ..Default::default() };
+    let cfg = BackboneConfig { d_model, n_layer: 3, d_intermediate: 30, norm, norm_epsilon: 1e-5, mixer };
+    let params = Params::fresh(1, dtype, &CPU);
+    let backbone = Backbone::new(&cfg, &params.builder())?;
+    perturb(&params, 2)?;
+    Ok((params, backbone))
+}
+
+#[test]
+fn a_backbone_in_steps_chunks_or_packed_equals_the_whole() -> Result<()> {
+    const LEN: usize = 9;
+    for norm in [NormKind::Rms, NormKind::Layer] {
+        for (dtype, tolerance) in TOLERANCES {
+            let (_, model) = backbone(norm, 12, dtype)?;
+            let x = random(&[2, LEN, 12], 3, dtype)?;
+            let whole = model.forward(&x)?;
+            let mut state = BackboneState::new();
+            let steps =
+                (0..LEN).map(|t| model.step(&tokens(&x, t, t + 1).squeeze(1)?, &mut state)?.unsqueeze(1));
+            let stepped = Tensor::cat(&steps.collect::<Result<Vec<_>>>()?, 1)?;
+            assert_close("steps", &stepped, &whole, tolerance);
+            for cut in 1..LEN {
+                let mut chunked = BackboneState::new();
+                let first = model.forward_with(&tokens(&x, 0, cut), None, Some(&mut chunked))?;
+                let second = model.forward_with(&tokens(&x, cut, LEN), None, Some(&mut chunked))?;
+                assert_close(&format!("cut at {cut}"), &Tensor::cat(&[first, second], 1)?, &whole, tolerance);
+                for (got, want) in chunked.layers.iter().zip(&state.layers) {
+                    assert_states_close(&format!("cut at {cut}"), got, want, tolerance);
+                }
+            }
+            let rows = [x.narrow(0, 0, 1)?, tokens(&x.narrow(0, 1, 1)?, 0, 4)];
+            let packed = model.forward_with(
+                &Tensor::cat(&rows, 1)?,
+                Some(&Segments::packed(&[0, LEN, LEN + 4])?),
+                None,
+            )?;
+            assert_close("packed, first", &tokens(&packed, 0, LEN), &whole.narrow(0, 0, 1)?, tolerance);
+            let second = tokens(&whole.narrow(0, 1, 1)?, 0, 4);
+            assert_close("packed, second", &tokens(&packed, LEN, LEN + 4), &second, tolerance);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_state_of_another_depth_is_refused() -> Result<()> {
+    let (_, model) = backbone(NormKind::Rms, 8, DType::F32)?;
+    let mut state = BackboneState { layers: vec![Mamba1State::new(); 2] };
+    let error = model.step(&random(&[1, 8], 0, DType::F32)?, &mut state).unwrap_err().to_string();
+    assert!(error.starts_with("state of 2 layers for a backbone of 3"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn a_state_of_another_batch_is_refused() -> Result<()> {
+    let (_, model) = backbone(NormKind::Rms, 8, DType::F32)?;
+    let mut state = BackboneState::new();
+    model.step(&random(&[2, 8], 0, DType::F32)?, &mut state)?;
+    assert!(model.step(&random(&[3, 8], 0, DType::F32)?, &mut state).is_err());
+    Ok(())
+}
+
+#[test]
+fn every_branch_that_ends_in_the_residual_starts_scaled_down() -> Result<()> {
+    let cfg = BackboneConfig {
+        d_model: 64,
+        n_layer: 8,
+        d_intermediate: 128,
+        norm: NormKind::Rms,
+        norm_epsilon: 1e-5,
+        mixer: Mamba1Config::default(),
+    };
+    let largest = |cfg: &BackboneConfig, name: &str| -> Result<f64> {
+        let params = Params::fresh(0, DType::F64, &CPU);
+        Backbone::new(cfg, &params.builder())?;
+        params.get(name).unwrap().tensor().abs()?.max_all()?.to_scalar()
+    };
+    // Two branches for each of the eight layers, whose last projections have 128 inputs.
+    let bound = 1.0 / 128f64.sqrt() / 16f64.sqrt();
+    for name in ["layers.3.mixer.out_proj.weight", "layers.3.mlp.fc2.weight"] {
+        let got = largest(&cfg, name)?;
+        assert!(got <= bound && got > 0.99 * bound, "{name}: {got}, expected up to {bound}");
+    }
+    let plain = BackboneConfig { d_intermediate: 0, ..cfg };
+    let (got, bound) = (largest(&plain, "layers.3.mixer.out_proj.weight")?, bound * 2f64.sqrt());
+    assert!(got <= bound && got > 0.99 * bound, "one branch a layer: {got}, expected up to {bound}");
+    Ok(())
+}
+
+#[test]
+fn every_parameter_of_a_backbone_learns() -> Result<()> {
+    for norm in [NormKind::Rms, NormKind::Layer] {
+        let (params, model) = backbone(norm, 12, DType::F32)?;
+        let y = model.forward(&random(&[2, 7, 12], 3, DType::F32)?)?;
+        assert_every_parameter_learns(&params, &(&y * random(&[2, 7, 12], 4, DType::F32)?)?.sum_all()?);
+    }
+    Ok(())
+}

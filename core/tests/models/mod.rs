@@ -1,0 +1,89 @@
+//! Small models away from their initialisation, and how to compare what they give.
+#![allow(dead_code, unreachable_pub)] // every test binary takes a part of it
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use mamba_core::{Mamba1, Mamba1Config, Mamba1State, Params, Rng};
+use mamba_kernels::testing::{gradients, relative_error};
+
+pub const CPU: Device = Device::Cpu;
+
+/// Largest relative error between two ways to compute one thing: f64 shows that they are the same function, f32 that
+/// neither way loses precision.
+pub const TOLERANCES: [(DType, f64); 2] = [(DType::F64, 1e-12), (DType::F32, 1e-5)];
+
+pub fn random(shape: &[usize], seed: u64, dtype: DType) -> Result<Tensor> {
+    Rng::new(seed).normal_tensor(shape, 0.0, 1.0, DType::F64, &CPU)?.to_dtype(dtype)
+}
+
+/// Moves every parameter, so that nothing hides behind the zeros and ones of the initialisation.
+pub fn perturb(params: &Params, seed: u64) -> Result<()> {
+    for param in params.named() {
+        let noise = Rng::stream(seed, param.name(), 0).normal_tensor(
+            param.tensor().shape(),
+            0.0,
+            0.2,
+            param.tensor().dtype(),
+            &CPU,
+        )?;
+        params.set(param.name(), &(param.tensor().detach() + noise)?)?;
+    }
+    Ok(())
+}
+
+pub fn perturbed_mixer(d_model: usize, cfg: &Mamba1Config, dtype: DType) -> Result<(Params, Mamba1)> {
+    let params = Params::fresh(1, dtype, &CPU);
+    let mixer = Mamba1::new(d_model, cfg, 1, &params.builder())?;
+    perturb(&params, 2)?;
+    Ok((params, mixer))
+}
+
+/// # Panics
+/// If the two differ by more than `tolerance`, relative to the largest value wanted.
+#[track_caller]
+pub fn assert_close(what: &str, got: &Tensor, want: &Tensor, tolerance: f64) {
+    let error = relative_error(got, want).unwrap();
+    assert!(error <= tolerance, "{what}: relative error {error:.2e}, tolerance {tolerance:.0e}");
+}
+
+#[track_caller]
+pub fn assert_states_close(what: &str, got: &Mamba1State, want: &Mamba1State, tolerance: f64) {
+    let part = |part: &Option<Tensor>| part.clone().unwrap();
+    assert_close(&format!("{what}, scan state"), &part(&got.ssm), &part(&want.ssm), tolerance);
+    let (got, want) = (part(&got.conv), part(&want.conv));
+    assert_eq!(got.dims(), want.dims(), "{what}");
+    if want.elem_count() > 0 {
+        assert_close(&format!("{what}, convolution state"), &got, &want, tolerance);
+    }
+}
+
+/// Gradients of `loss` by every parameter, in the order of their names.
+pub fn parameter_gradients(params: &Params, loss: &Tensor) -> Result<Vec<(String, Tensor)>> {
+    let grads = loss.backward()?;
+    let of = |var: &Var| grads.get(var).map_or_else(|| var.zeros_like(), |g| Ok(g.clone()));
+    params.named().iter().map(|p| Ok((p.name().to_string(), of(p.var().unwrap())?))).collect()
+}
+
+/// # Panics
+/// If a parameter has no gradient, or one that is zero everywhere or not finite.
+#[track_caller]
+pub fn assert_every_parameter_learns(params: &Params, loss: &Tensor) {
+    for (name, grad) in parameter_gradients(params, loss).unwrap() {
+        let size = grad.to_dtype(DType::F64).unwrap().sqr().unwrap().sum_all().unwrap();
+        let size = size.to_scalar::<f64>().unwrap();
+        assert!(size.is_finite() && size > 0.0, "the squared gradient of {name} is {size}");
+    }
+}
+
+/// The gradient of `Σ f(x)·weights` by `x`.
+pub fn input_gradient(x: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    let mut grads = gradients(&[x.clone()], |x| {
+        let y = f(&x[0])?;
+        (&y * random(y.dims(), 77, y.dtype())?)?.sum_all()
+    })?;
+    Ok(grads.swap_remove(0))
+}
+
+/// Tokens `from..to` of `(B, L, D)`.
+pub fn tokens(x: &Tensor, from: usize, to: usize) -> Tensor {
+    x.narrow(1, from, to - from).unwrap()
+}
