@@ -1,7 +1,7 @@
 //! Same inputs, same bits, whatever the number of threads, forward and backward.
 
 use crate::support::{Arrangement, Evaluated, evaluate, expect_same_bits};
-use crate::{causal_conv1d, norm, selective_scan};
+use crate::{causal_conv1d, linear, norm, selective_scan};
 use candle_core::{DType, Result, Tensor};
 use rayon::ThreadPoolBuilder;
 
@@ -64,6 +64,17 @@ fn norms_give_the_same_bits() -> Result<()> {
     for case in [norm::full(&[3, 1000, 33]), norm::Case { gate: None, ..norm::full(&[5001, 7]) }] {
         let x = case.inputs()?;
         expect_same_bits_on_any_pool(&format!("{case:?}"), &norm::NAMES, &x, |x| case.kernel(x))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn linear_maps_give_the_same_bits() -> Result<()> {
+    let cases: [(&[usize], &[usize]); 2] = [(&[4, 300, 96], &[6, 16, 16]), (&[1, 2000, 118], &[236, 236])];
+    for (dims, parts) in cases {
+        let x = linear::inputs(dims, parts)?;
+        let map = |x: &[Tensor]| mamba_kernels::linear(&x[0], &x[1], Some(&x[2]), parts);
+        expect_same_bits_on_any_pool(&format!("{dims:?} to {parts:?}"), &linear::NAMES, &x, map)?;
     }
     Ok(())
 }
