@@ -8,7 +8,8 @@
 //! output     = out_proj(y)                            d_inner → d_model
 //! ```
 //!
-//! Projections that feed different places are computed apart, from slices of the weight: no `(B, L, ·)` tensor is split.
+//! `in_proj` is computed in two halves, from slices of the weight, so that no tensor of width `d_inner` is split. `x_proj` is
+//! one product, whose narrow output is: three would read `x` three times, and add three gradients as large as it.
 
 use crate::nn::Linear;
 use crate::{Error, Init, ParamBuilder};
@@ -215,9 +216,10 @@ pub struct Pass<'a> {
 pub struct SelectiveSsm {
     conv_weight: Tensor,
     conv_bias: Option<Tensor>,
-    dt_low: Linear,
-    b: Linear,
-    c: Linear,
+    x_proj: Linear,
+    /// Where the outputs of `x_proj` are cut: dt_rank, d_state.
+    rank: usize,
+    n: usize,
     dt: Linear,
     dt_bias: Tensor,
     a_log: Tensor,
@@ -246,9 +248,9 @@ impl SelectiveSsm {
         Ok(Self {
             conv_weight,
             conv_bias,
-            dt_low: x_proj.narrow(0, rank)?,
-            b: x_proj.narrow(rank, n)?,
-            c: x_proj.narrow(rank + n, n)?,
+            x_proj,
+            rank,
+            n,
             dt: Linear::from_tensors(pb.pp("dt_proj").get((d_inner, rank), "weight", dt_init)?, None),
             dt_bias: pb.pp("dt_proj").get_no_decay(d_inner, "bias", dt_bias)?,
             a_log: pb.get_no_decay((d_inner, n), "A_log", Init::S4dReal)?,
@@ -270,8 +272,10 @@ impl SelectiveSsm {
             }
             None => (conv.run()?, None),
         };
-        let delta = self.dt.forward(&self.dt_low.forward(&x)?)?; // (B, L, d_inner)
-        let (b, c) = (self.b.forward(&x)?, self.c.forward(&x)?); // (B, L, d_state)
+        let Self { rank, n, .. } = *self;
+        let low = self.x_proj.forward(&x)?; // (B, L, dt_rank + 2 d_state)
+        let delta = self.dt.forward(&low.narrow(2, 0, rank)?)?; // (B, L, d_inner)
+        let (b, c) = (low.narrow(2, rank, n)?, low.narrow(2, rank + n, n)?); // (B, L, d_state)
         let a = self.a_log.exp()?.neg()?;
         let mut scan = SelectiveScan::new(&x, &delta, &a, &b, &c)
             .skip(&self.d)

@@ -1,7 +1,8 @@
 //! Layers that keep their gradients: candle_nn's own norms drop them silently.
 
 use crate::{Init, ParamBuilder};
-use candle_core::{D, IndexOp, Module, Result, Tensor};
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp2, D, IndexOp, Layout, Module, Result, Shape, Tensor, bail};
 use mamba_kernels::Norm as NormOp;
 use serde::{Deserialize, Serialize};
 
@@ -57,16 +58,69 @@ impl Linear {
 impl Module for Linear {
     /// `(…, in)` → `(…, out)`.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mut dims = x.dims().to_vec();
-        let d_in = dims.pop().unwrap_or(1);
-        let rows = dims.iter().product::<usize>();
-        let y = x.reshape((rows, d_in))?.matmul(&self.weight.t()?)?;
-        dims.push(self.weight.dim(0)?);
-        let y = y.reshape(dims)?;
+        let y = match x.device().is_cpu() {
+            true => x.contiguous()?.apply_op2(&self.weight, MatMulTransposed)?,
+            false => {
+                as_rows(x)?.matmul(&self.weight.t()?)?.reshape(output_dims(x.dims(), self.weight.dim(0)?))?
+            }
+        };
         match &self.bias {
             Some(bias) => y.broadcast_add(bias),
             None => Ok(y),
         }
+    }
+}
+
+/// `(…, in)` → `(rows, in)`.
+fn as_rows(x: &Tensor) -> Result<Tensor> {
+    x.reshape(((), x.dim(D::Minus1)?))
+}
+
+fn output_dims(input: &[usize], d_out: usize) -> Vec<usize> {
+    let outer = input.split_last().map_or(&[][..], |(_, outer)| outer);
+    [outer, &[d_out]].concat()
+}
+
+/// `x Wᵀ` as one node of the graph. Reshaping and transposing tensors around candle's product would give three nodes
+/// more, each of which adds its gradient to a tensor of zeros as large as the activation.
+struct MatMulTransposed;
+
+impl CustomOp2 for MatMulTransposed {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        w: &CpuStorage,
+        wl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (d_out, d_in) = wl.shape().dims2()?;
+        let Some((start, end)) = xl.contiguous_offsets() else {
+            bail!("linear: the input is not contiguous")
+        };
+        if xl.dims().last() != Some(&d_in) {
+            bail!("linear: the input has shape {:?}, expected (…, {d_in})", xl.dims());
+        }
+        let rows = (end - start) / d_in.max(1);
+        let x_rows = Layout::contiguous_with_offset((rows, d_in), start);
+        let y = x.matmul(w, (1, rows, d_out, d_in), &x_rows, &wl.transpose(0, 1)?)?;
+        Ok((y, Shape::from(output_dims(xl.dims(), d_out))))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let grad = as_rows(&grad.contiguous()?)?;
+        let of_x = || grad.matmul(&w.detach())?.reshape(x.shape());
+        let of_w = || grad.t()?.matmul(&as_rows(&x.detach())?);
+        Ok((x.track_op().then(of_x).transpose()?, w.track_op().then(of_w).transpose()?))
     }
 }
 
@@ -230,6 +284,32 @@ mod tests {
         assert!(grad[0][0] < 0.0 && grad[2][1] < 0.0);
         let none = cross_entropy(&logits, &Tensor::new(&[9u32, 9, 9], &dev)?, Some(9))?;
         assert_eq!(none.to_scalar::<f32>()?, 0.0);
+        Ok(())
+    }
+
+    #[test]
+    fn a_linear_map_and_its_gradients_are_those_of_plain_products() -> Result<()> {
+        let dev = Device::Cpu;
+        let values = |n: usize| (0..n).map(|i| (i as f64 * 0.7).sin()).collect::<Vec<_>>();
+        let x = Var::from_tensor(&Tensor::from_vec(values(24), (2, 3, 4), &dev)?)?;
+        let w = Var::from_tensor(&Tensor::from_vec(values(40), (10, 4), &dev)?)?;
+        // a slice of the weight, as the mixers use it, and an input that is not contiguous
+        let part = Linear::from_tensors(w.as_tensor().clone(), None).narrow(3, 5)?;
+        let x_t = x.transpose(0, 1)?; // (3, 2, 4)
+        let got = part.forward(&x_t)?; // (3, 2, 5)
+        let want = x_t.contiguous()?.reshape((6, 4))?.matmul(&w.narrow(0, 3, 5)?.t()?)?.reshape((3, 2, 5))?;
+        let flat = |t: &Tensor| t.flatten_all()?.to_vec1::<f64>();
+        assert_eq!(flat(&got)?, flat(&want)?);
+        let weights = Tensor::from_vec(values(30), (3, 2, 5), &dev)?;
+        let (got, want) =
+            ((got * &weights)?.sum_all()?.backward()?, (want * &weights)?.sum_all()?.backward()?);
+        for var in [&x, &w] {
+            let pairs = flat(got.get(var).unwrap())?.into_iter().zip(flat(want.get(var).unwrap())?);
+            assert!(pairs.clone().count() > 0 && pairs.into_iter().all(|(a, b)| (a - b).abs() < 1e-14));
+        }
+        let error =
+            part.forward(&Tensor::zeros((2, 5), candle_core::DType::F64, &dev)?).unwrap_err().to_string();
+        assert!(error.contains("linear: the input has shape [2, 5], expected (…, 4)"), "{error}");
         Ok(())
     }
 
