@@ -162,6 +162,33 @@ fn tied_directions_share_their_projections() -> Result<()> {
 }
 
 #[test]
+fn tied_directions_give_what_untied_ones_with_equal_projections_give() -> Result<()> {
+    for (_, combine, bias) in variants() {
+        let cfg = Mamba1Config { d_state: 6, bias, ..Default::default() };
+        let (params, tied) = mixer(6, (true, true), combine, bias, DType::F64)?;
+        let mut tensors = params.to_tensors();
+        for (name, value) in params.to_tensors() {
+            if let Some(projection) = name
+                .strip_prefix("mamba_fwd.")
+                .filter(|name| name.contains("t_proj.") || name.contains("in_proj."))
+            {
+                tensors.entry(format!("mamba_rev.{projection}")).or_insert(value);
+            }
+        }
+        let loaded = Params::frozen(tensors, DType::F64, &CPU);
+        let untied = BiMamba::new(6, &cfg, (true, false), combine, 1, &loaded.builder())?;
+        loaded.check().unwrap();
+        let x = random(&[2, 8, 6], 5, DType::F64)?;
+        for orientation in [Orientation::Given, Orientation::Flipped] {
+            let want = untied.forward(&x, orientation, None)?;
+            let got = tied.forward(&x, orientation, None)?;
+            assert_close(&format!("{combine:?}, bias {bias}, {orientation:?}"), &got, &want, 1e-12);
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn a_checkpoint_may_hold_copies_of_shared_projections() -> Result<()> {
     let cfg = Mamba1Config { d_state: 6, bias: true, ..Default::default() };
     let (params, f) = mixer(6, (true, true), Combine::Add, true, DType::F32)?;

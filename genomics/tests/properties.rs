@@ -84,9 +84,9 @@ fn sequences(max: usize) -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-fn batch(rows: &[Vec<u8>]) -> Tensor {
-    let (len, n) = (rows[0].len(), rows.len());
-    let ids = rows.concat().into_iter().map(u32::from).collect::<Vec<_>>();
+fn batch(rows: &[impl AsRef<[u8]>]) -> Tensor {
+    let (len, n) = (rows[0].as_ref().len(), rows.len());
+    let ids = rows.iter().flat_map(|row| row.as_ref()).map(|&id| u32::from(id)).collect::<Vec<_>>();
     Tensor::from_vec(ids, (n, len), &Device::Cpu).unwrap()
 }
 
@@ -109,7 +109,7 @@ proptest! {
     ) {
         for (dtype, tolerance) in PRECISIONS {
             let model = masked_lm(&cfg, seed, dtype);
-            let logits = model.forward(&batch(&[ids.clone()]), None).unwrap();
+            let logits = model.forward(&batch(&[&ids]), None).unwrap();
             let of_rc = model.forward(&batch(&[reverse_complement(&ids)]), None).unwrap();
             let back = reverse_complement_of_logits(&of_rc).unwrap();
             assert_close(&format!("{cfg:?}, {} tokens", ids.len()), &back, &logits, tolerance);
@@ -122,7 +122,7 @@ proptest! {
     ) {
         for (dtype, tolerance) in PRECISIONS {
             let model = masked_lm(&cfg, seed, dtype);
-            let (given, other) = (batch(&[ids.clone()]), batch(&[reverse_complement(&ids)]));
+            let (given, other) = (batch(&[&ids]), batch(&[reverse_complement(&ids)]));
             let compare = |a: mamba_genomics::Strands, b: mamba_genomics::Strands, what: &str| {
                 assert_close(what, &b.forward, a.reverse.as_ref().unwrap(), tolerance);
                 assert_close(what, b.reverse.as_ref().unwrap(), &a.forward, tolerance);
@@ -143,7 +143,7 @@ proptest! {
         let pooling = if max { Pooling::Max } else { Pooling::Mean };
         for (dtype, tolerance) in PRECISIONS {
             let model = classifier(&cfg, (pooling, false), seed, dtype);
-            let scores = model.forward(&batch(&[ids.clone()]), None).unwrap();
+            let scores = model.forward(&batch(&[&ids]), None).unwrap();
             let of_rc = model.forward(&batch(&[reverse_complement(&ids)]), None).unwrap();
             assert_close(&format!("{pooling:?}, {cfg:?}"), &of_rc, &scores, tolerance);
         }
@@ -157,7 +157,7 @@ proptest! {
         let pooling = if max { Pooling::Max } else { Pooling::Mean };
         for (dtype, tolerance) in PRECISIONS {
             let model = classifier(&cfg, (pooling, true), seed, dtype);
-            let scores = model.forward(&batch(&[ids.clone()]), None).unwrap();
+            let scores = model.forward(&batch(&[&ids]), None).unwrap();
             let of_rc = model.forward(&batch(&[reverse_complement(&ids)]), None).unwrap();
             assert_close(&format!("{pooling:?}, {cfg:?}"), &of_rc, &scores, tolerance);
         }
@@ -182,7 +182,7 @@ proptest! {
             let strands = model.body().forward(&batch(&padded), Some(&lengths)).unwrap();
             for (i, row) in rows.iter().enumerate() {
                 let own = |x: &Tensor| x.narrow(0, i, 1).unwrap().narrow(1, 0, row.len()).unwrap();
-                let alone = batch(&[row.clone()]);
+                let alone = batch(&[row]);
                 let what = format!("row {i} of lengths {lengths:?} + {extra}, {cfg:?}");
                 assert_close(&what, &own(&together), &model.forward(&alone, None).unwrap(), tolerance);
                 let (want, score) =
@@ -219,7 +219,7 @@ fn without_shared_parameters_the_strand_matters() {
     let cfg = CaduceusConfig { d_model: 8, n_layer: 2, rcps: false, ..Default::default() };
     let ids = tokenizer::encode(b"ACGGTCATTACCGGATTA", &mut SequenceCounts::default()).unwrap();
     let model = classifier(&cfg, (Pooling::Mean, false), 1, DType::F64);
-    let scores = model.forward(&batch(&[ids.clone()]), None).unwrap();
+    let scores = model.forward(&batch(&[&ids]), None).unwrap();
     let of_rc = model.forward(&batch(&[reverse_complement(&ids)]), None).unwrap();
     assert!(relative_error(&of_rc, &scores).unwrap() > 1e-3);
 }

@@ -76,7 +76,7 @@ pub fn assert_every_parameter_learns(params: &Params, loss: &Tensor) {
 
 /// The gradient of `Σ f(x)·weights` by `x`.
 pub fn input_gradient(x: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
-    let mut grads = gradients(&[x.clone()], |x| {
+    let mut grads = gradients(std::slice::from_ref(x), |x| {
         let y = f(&x[0])?;
         (&y * random(y.dims(), 77, y.dtype())?)?.sum_all()
     })?;
