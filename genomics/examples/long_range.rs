@@ -45,14 +45,19 @@ fn main() -> Result<()> {
     let logits = model.forward(&input_ids, None)?;
     let seconds = start.elapsed().as_secs_f64();
     let peak = peak_memory().map_or("unknown".to_string(), |kib| format!("{:.2} GiB", kib / 1024.0 / 1024.0));
-    println!("{len} bases, both strands: {seconds:.2} s, {:.0} bases/s, peak memory {peak}", len as f64 / seconds);
+    println!(
+        "{len} bases, both strands: {seconds:.2} s, {:.0} bases/s, peak memory {peak}",
+        len as f64 / seconds
+    );
 
     let of_rc = model.forward(&model.body().reverse_complement(&input_ids, None)?, None)?;
     let complements = Tensor::new(cfg.complements(), &device)?;
     let back = flip(&of_rc, 1)?.index_select(&complements, 2)?;
     let error = (back - &logits)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?;
     let scale = logits.i((0, .., 7..11))?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?;
-    println!("largest difference between logits(rc(x)), reversed and complemented, and logits(x): {error:.1e} of {scale:.2}");
+    println!(
+        "largest difference between logits(rc(x)), reversed and complemented, and logits(x): {error:.1e} of {scale:.2}"
+    );
     Ok(())
 }
 

@@ -94,7 +94,8 @@ pub fn check_cases(root: &Path, kinds: &[Check<'_>], others: &[&str], required: 
     for sidecar in &sidecars {
         let name = sidecar.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let kind = kinds.iter().filter(|(kind, _)| name.starts_with(kind)).max_by_key(|(kind, _)| kind.len());
-        let elsewhere = others.iter().filter(|other| name.starts_with(**other)).map(|other| other.len()).max();
+        let elsewhere =
+            others.iter().filter(|other| name.starts_with(**other)).map(|other| other.len()).max();
         let kind = kind.filter(|(kind, _)| elsewhere.is_none_or(|len| len < kind.len()));
         let Some((kind, check)) = kind else {
             let prefix = name.split("_s").next().unwrap_or(&name).to_string();

@@ -57,8 +57,13 @@ impl Op {
     fn forward_cpu<T: Real>(&self, inputs: &[Option<Tensor>]) -> Result<Vec<Output>> {
         let x = elements(inputs);
         let slice = |i: usize| x[i].as_ref().map(|e| e.slice::<T>()).transpose();
-        let outputs =
-            cpu::forward(slice(0)?.unwrap_or_default(), slice(1)?.unwrap_or_default(), slice(2)?, self.d_in, &self.parts);
+        let outputs = cpu::forward(
+            slice(0)?.unwrap_or_default(),
+            slice(1)?.unwrap_or_default(),
+            slice(2)?,
+            self.d_in,
+            &self.parts,
+        );
         let mut dims = inputs[0].as_ref().map(|x| x.dims().to_vec()).unwrap_or_default();
         dims.pop();
         let shaped = outputs.into_iter().zip(&self.parts).map(|(y, &part)| {
@@ -76,7 +81,8 @@ impl Op {
     ) -> Result<Vec<Option<Tensor>>> {
         let (x, g) = (elements(inputs), elements(grads));
         let of = |i: usize| x[i].as_ref().map(|e| e.slice::<T>()).transpose();
-        let grads = g.iter().map(|e| e.as_ref().map(|e| e.slice::<T>()).transpose()).collect::<Result<Vec<_>>>()?;
+        let grads =
+            g.iter().map(|e| e.as_ref().map(|e| e.slice::<T>()).transpose()).collect::<Result<Vec<_>>>()?;
         let (xs, weight, bias) = (of(0)?.unwrap_or_default(), of(1)?.unwrap_or_default(), of(2)?);
         let out = cpu::backward(xs, weight, bias.is_some(), &grads, self.d_in, &self.parts);
         let tensors = [Some(out.x), Some(out.weight), out.bias].into_iter().zip(inputs);

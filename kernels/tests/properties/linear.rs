@@ -59,10 +59,7 @@ fn wrong_arguments_are_named() -> Result<()> {
     let x = inputs(&[2, 4], &[3])?;
     let error = |parts: &[usize]| message(linear(&x[0], &x[1], Some(&x[2]), parts));
     assert_eq!(error(&[2]), "linear: weight has shape [3, 4], expected [2, 4]");
-    assert_eq!(
-        error(&[3, 0]),
-        "linear: parts are [3, 0] of 4 input channels, expected at least one of each"
-    );
+    assert_eq!(error(&[3, 0]), "linear: parts are [3, 0] of 4 input channels, expected at least one of each");
     assert_eq!(
         message(linear(&x[0], &x[1], Some(&x[0]), &[3])),
         "linear: bias has shape [2, 4], expected [3]"
