@@ -82,7 +82,9 @@ impl Caduceus {
         let (kind, eps) = cfg.norm();
         // The embedding is the head of the language model too; a checkpoint holds it under either name.
         let names = match cfg.rcps {
-            true => ["caduceus.backbone.embeddings.word_embeddings.embedding.weight", "lm_head.lm_head.weight"],
+            true => {
+                ["caduceus.backbone.embeddings.word_embeddings.embedding.weight", "lm_head.lm_head.weight"]
+            }
             false => ["caduceus.backbone.embeddings.word_embeddings.weight", "lm_head.weight"],
         };
         let normal = Init::Normal { std: init.initializer_range };
@@ -256,7 +258,9 @@ pub struct CaduceusForMaskedLm {
 impl CaduceusForMaskedLm {
     /// Parameters `caduceus.backbone.*`; the head has none of its own.
     pub fn new(cfg: &CaduceusConfig, pb: &ParamBuilder) -> Result<Self> {
-        for buffer in ["lm_head.complement_map", "caduceus.backbone.embeddings.word_embeddings.complement_map"] {
+        for buffer in
+            ["lm_head.complement_map", "caduceus.backbone.embeddings.word_embeddings.complement_map"]
+        {
             pb.params().discard(buffer);
         }
         Ok(Self { body: Caduceus::new(cfg, pb)?, pad_token_id: cfg.pad_token_id })

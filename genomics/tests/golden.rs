@@ -12,11 +12,7 @@ const COMMITTED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
 fn every_golden_caduceus_case_holds() {
     check_cases(
         &golden_dir(COMMITTED),
-        &[
-            ("caduceus_ph", &masked_lm),
-            ("caduceus_ps", &masked_lm),
-            ("caduceus_seqcls", &classification),
-        ],
+        &[("caduceus_ph", &masked_lm), ("caduceus_ps", &masked_lm), ("caduceus_seqcls", &classification)],
         &[],
         &["caduceus_ph", "caduceus_ps", "caduceus_seqcls"],
     );
