@@ -13,10 +13,11 @@ use mamba_genomics::CaduceusCheckpoint;
 use mamba_genomics::embed::{EmbedOptions, Embedder, Layer, Pool, Sequences, StrandChoice};
 use mamba_genomics::fasta::{Duplicates, IndexedFasta};
 use mamba_genomics::regions::{self, Region};
-use mamba_genomics::tokenizer::SequenceCounts;
+use mamba_genomics::tokenizer::{AMBIGUITY_CODES, SequenceCounts};
 use mamba_genomics::windows::WindowSpec;
 use pipeline::{Done, Output};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -25,17 +26,17 @@ use table::Rows;
 
 const PROGRAM: &str = "mamba-genomics embed";
 
-/// Turns every record, window or base of FASTA files into a vector.
-///
-/// Files are plain, gzip or bgzip; `-` is standard input. Lower case reads as upper case, U as T, gaps and IUPAC
-/// ambiguity codes as N; how many of each is said at the end. Positions in the output are 0-based, ends not included,
-/// as in BED.
-///
-/// A finished output is left alone when the same command runs again, and refused when input, model or settings have
-/// changed (--overwrite replaces it). The same input and model give the same bytes, whatever the threads, batches and
-/// shards.
 #[derive(clap::Args)]
-#[command(after_help = "Example:
+#[command(after_long_help = "\
+Every record, window or base becomes a row: id, positions (0-based, end not included, as in BED), vector.
+
+Files are plain, gzip or bgzip. Lower case reads as upper case, U as T, gaps and IUPAC ambiguity codes as N; how many
+of each there were is said at the end.
+
+A finished output is left alone when the same command runs again, and refused when input, model or settings have
+changed. The same input and model give the same bytes, whatever the threads, batches and shards.
+
+Example:
   mamba-genomics embed phages.fa.gz --checkpoint runs/phages --out phages.parquet")]
 pub struct Args {
     /// FASTA files, or - for standard input
@@ -190,7 +191,8 @@ fn embed(args: &Args, device: &candle_core::Device) -> Result<Outcome> {
                 (Sequences::files(&args.inputs, Duplicates::Allow), Some(total))
             }
         };
-        let progress = args.common.progress(total, "bp");
+        // How much of it is this shard's shows on the way.
+        let progress = args.common.progress(total.filter(|_| shard == Shard::WHOLE), "bp");
         pipeline::run(sequences, &embedder, rows, spec, args.batch_tokens, output, progress)
     })();
     if result.is_err() && made_directory {
@@ -271,7 +273,7 @@ fn report(args: &Args, outcome: &Outcome, started: Instant) {
         let Done { rows, records, bases, written, finished, others, counts, .. } = done;
         let summary = json!({
             "out": args.out, "checkpoint": checkpoint.path(), "rows": rows, "dim": dim, "records": records,
-            "bases": bases, "input": counts, "seconds": seconds, "bases_per_second": rate,
+            "bases": bases, "input": counts.as_ref().map(counts_json), "seconds": seconds, "bases_per_second": rate,
             "outputs": { "written": written, "finished_before": finished, "of_other_shards": others },
         });
         println!("{summary}");
@@ -291,6 +293,15 @@ fn report(args: &Args, outcome: &Outcome, started: Instant) {
         let parts = if done.written == 1 { String::new() } else { format!(" in {} parts", done.written) };
         eprintln!("{out}: {} of {dim} values{parts}; {} bp/s", plural(done.rows, "row"), short(rate));
     }
+}
+
+fn counts_json(counts: &SequenceCounts) -> serde_json::Value {
+    let codes = AMBIGUITY_CODES.iter().zip(counts.ambiguous).filter(|&(_, n)| n > 0);
+    let codes: BTreeMap<String, u64> = codes.map(|(&code, n)| (char::from(code).to_string(), n)).collect();
+    let mut json: serde_json::Map<_, _> =
+        named_counts(counts).map(|(name, n)| (name.to_string(), n.into())).into_iter().collect();
+    json.insert("ambiguity_codes".into(), json!(codes));
+    json.into()
 }
 
 fn plural(n: u64, what: &str) -> String {
@@ -318,7 +329,7 @@ fn with_hint(error: anyhow::Error) -> anyhow::Error {
     }
 }
 
-/// How many of each kind of character, for the manifest.
+/// How many of each kind of character.
 fn named_counts(counts: &SequenceCounts) -> [(&'static str, u64); 6] {
     [
         ("bases", counts.bases),
