@@ -6,6 +6,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use mamba_datasets::Fractions;
 use mamba_genomics::count_model::{CountModels, MAX_CONTEXT};
 use mamba_genomics::fasta::FastaOptions;
 use mamba_genomics::genome::{Genome, GenomePosition, Interval, Split};
@@ -24,7 +25,7 @@ fn main() -> Result<()> {
         genome.counts(),
         start.elapsed().as_secs_f64()
     );
-    let split = Split::blocks(&genome, block_len, 0.05, 0.05, seed)?;
+    let split = Split::blocks(&genome, Some(block_len), Fractions { valid: 0.05, test: 0.05 }, seed)?;
     let (valid, test) = (positions(&split.valid), positions(&split.test));
 
     let start = Instant::now();

@@ -316,7 +316,7 @@ mod tests {
 
     /// Every base follows from the two before it, with some noise.
     fn second_order(length: usize) -> String {
-        let mut rng = rng::keyed(3, 0, 0, Stream::Split);
+        let mut rng = rng::keyed(3, 0, 0, Stream::Sampler);
         let mut codes = vec![0, 1];
         for i in 2..length {
             let preferred = (codes[i - 2] * 2 + codes[i - 1] * 3 + 1) % 4;

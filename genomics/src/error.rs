@@ -234,6 +234,9 @@ pub enum Error {
         /// Positions given.
         count: usize,
     },
+    /// The genome cannot be split as asked.
+    #[error(transparent)]
+    Split(#[from] mamba_datasets::Error),
 }
 
 impl Error {

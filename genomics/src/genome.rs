@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::fasta::{FastaFiles, FastaOptions};
-use crate::rng::{self, Stream};
 use crate::tokenizer::SequenceCounts;
+use mamba_datasets::{Fractions, genome_split};
 
 /// A record as token ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,107 +122,24 @@ pub struct Split {
 }
 
 impl Split {
-    /// Cuts every record into blocks of `block_len` bases (its last block is what remains) and draws, by `seed`,
-    /// `test_share` and `valid_share` of the blocks, rounded up. The rest is for training.
-    pub fn blocks(
-        genome: &Genome,
-        block_len: usize,
-        valid_share: f64,
-        test_share: f64,
-        seed: u64,
-    ) -> Result<Self> {
-        let setting =
-            |name, got: String, expected: &str| Error::Setting { name, got, expected: expected.into() };
-        if block_len == 0 {
-            return Err(setting("block length", "0".into(), "at least 1"));
-        }
-        for (name, share) in [("validation share", valid_share), ("test share", test_share)] {
-            if !(0.0..1.0).contains(&share) {
-                return Err(setting(name, share.to_string(), "0 to 1, 1 not included"));
-            }
-        }
-        let mut blocks: Vec<Interval> = Vec::new();
-        for whole in genome.intervals() {
-            let starts = (0..whole.end0).step_by(block_len);
-            blocks.extend(starts.map(|start0| Interval {
-                start0,
-                end0: whole.end0.min(start0.saturating_add(block_len)),
-                ..whole
-            }));
-        }
-        let share_of = |share: f64| (share * blocks.len() as f64).ceil() as usize;
-        let (n_test, n_valid) = (share_of(test_share), share_of(valid_share));
-        if n_test + n_valid >= blocks.len() {
-            let got = format!("{block_len} ({} blocks, {} held out)", blocks.len(), n_test + n_valid);
-            return Err(setting("block length", got, "so many blocks that some are left to train on"));
-        }
-        let mut rng = rng::keyed(seed, 0, 0, Stream::Split);
-        for i in 0..n_test + n_valid {
-            let other = i + rng::below(&mut rng, (blocks.len() - i) as u64) as usize;
-            blocks.swap(i, other);
-        }
-        let train = joined(blocks.split_off(n_test + n_valid));
-        let valid = joined(blocks.split_off(n_test));
-        Ok(Self { train, valid, test: joined(blocks) })
+    /// Holds out whole blocks of `block` bases, drawn by `seed`: `valid` and `test` of all bases. Without `block`, 50 kb,
+    /// or less for a genome that has too few such blocks.
+    pub fn blocks(genome: &Genome, block: Option<usize>, held_out: Fractions, seed: u64) -> Result<Self> {
+        let lengths: Vec<u64> = genome.records.iter().map(|record| record.ids.len() as u64).collect();
+        let split = genome_split(&lengths, block.map(|block| block as u64), held_out, seed)?;
+        let own = |intervals: &[mamba_datasets::Interval]| intervals.iter().map(Interval::from).collect();
+        Ok(Self { train: own(&split.train), valid: own(&split.valid), test: own(&split.test) })
     }
 }
 
-fn joined(mut blocks: Vec<Interval>) -> Vec<Interval> {
-    blocks.sort_unstable();
-    let mut intervals: Vec<Interval> = Vec::new();
-    for block in blocks {
-        match intervals.last_mut() {
-            Some(last) if last.record == block.record && last.end0 == block.start0 => last.end0 = block.end0,
-            _ => intervals.push(block),
-        }
+impl From<&mamba_datasets::Interval> for Interval {
+    fn from(i: &mamba_datasets::Interval) -> Self {
+        Self { record: i.record, start0: i.start as usize, end0: i.end as usize }
     }
-    intervals
 }
 
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::tokenizer::A;
-
-    fn genome(lengths: &[usize]) -> Genome {
-        let record = |(i, &n): (usize, &usize)| GenomeRecord { name: format!("r{i}"), ids: vec![A; n] };
-        Genome::from_records(lengths.iter().enumerate().map(record).collect())
-    }
-
-    proptest! {
-        #[test]
-        fn a_split_covers_each_base_exactly_once(
-            lengths in proptest::collection::vec(1usize..500, 1..6), block in 1usize..60, seed in any::<u64>(),
-        ) {
-            let genome = genome(&lengths);
-            let Ok(split) = Split::blocks(&genome, block, 0.1, 0.1, seed) else {
-                let blocks: usize = lengths.iter().map(|n| n.div_ceil(block)).sum();
-                prop_assert!(blocks <= 2);
-                return Ok(());
-            };
-            let mut seen: Vec<Vec<u8>> = lengths.iter().map(|&n| vec![0; n]).collect();
-            for interval in split.train.iter().chain(&split.valid).chain(&split.test) {
-                prop_assert!(!interval.is_empty());
-                for count in &mut seen[interval.record][interval.start0..interval.end0] {
-                    *count += 1;
-                }
-            }
-            prop_assert!(seen.iter().flatten().all(|&count| count == 1));
-            prop_assert_eq!(&split, &Split::blocks(&genome, block, 0.1, 0.1, seed).unwrap());
-        }
-    }
-
-    #[test]
-    fn neighbouring_blocks_are_joined_and_shares_are_kept() {
-        let genome = genome(&[1000]);
-        let split = Split::blocks(&genome, 10, 0.05, 0.1, 3).unwrap();
-        let total = |part: &[Interval]| part.iter().map(Interval::len).sum::<usize>();
-        assert_eq!((total(&split.train), total(&split.valid), total(&split.test)), (850, 50, 100));
-        assert!(split.train.len() <= 16, "{} training intervals", split.train.len());
-        assert_ne!(split, Split::blocks(&genome, 10, 0.05, 0.1, 4).unwrap());
-        assert!(Split::blocks(&genome, 1000, 0.1, 0.1, 0).is_err());
-        assert!(Split::blocks(&genome, 10, f64::NAN, 0.1, 0).is_err());
+impl From<&Interval> for mamba_datasets::Interval {
+    fn from(i: &Interval) -> Self {
+        Self { record: i.record, start: i.start0 as u64, end: i.end0 as u64 }
     }
 }

@@ -8,6 +8,8 @@
 //! - [`regions`]: BED files and `chr:start-end` lists;
 //! - [`windows`]: overlapping windows over long records, whose core parts cover every base exactly once;
 //! - [`genome`], [`sampler`], [`mask`]: a genome in memory, training windows, masked-language-model corruption;
+//! - [`model`], [`config`]: Caduceus;
+//! - [`task`]: masked-language-model pre-training and its evaluation;
 //! - [`count_model`]: the context count models that a trained model's cross-entropy is compared with.
 //!
 //! Everything random is a pure function of `(seed, step, row)`, so that a run can be resumed or sharded without
@@ -40,6 +42,7 @@ pub mod model;
 pub mod regions;
 mod rng;
 pub mod sampler;
+pub mod task;
 pub mod tokenizer;
 pub mod windows;
 

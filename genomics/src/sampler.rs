@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::genome::{Genome, Interval};
 use crate::rng::{self, Stream};
 use crate::tokenizer::{N, reverse_complement_in_place};
+use mamba_datasets::Windows;
 
 /// How often a window with too many N is drawn again.
 const MAX_DRAWS: usize = 32;
@@ -25,10 +26,7 @@ pub struct SamplerConfig {
 #[derive(Clone, Debug)]
 pub struct WindowSampler {
     config: SamplerConfig,
-    /// Intervals that hold at least one window.
-    intervals: Vec<Interval>,
-    /// Windows in the intervals up to and including each.
-    cumulative: Vec<u64>,
+    windows: Windows,
 }
 
 /// Where a drawn window stands.
@@ -57,25 +55,17 @@ impl WindowSampler {
                 return Err(setting("training interval", format!("{interval:?}"), "a part of the genome"));
             }
         }
-        let fits: Vec<Interval> = intervals.iter().copied().filter(|i| i.len() >= config.length).collect();
-        if fits.is_empty() {
-            let longest = intervals.iter().map(Interval::len).max().unwrap_or(0);
+        let longest = intervals.iter().map(Interval::len).max().unwrap_or(0);
+        if longest < config.length {
             return Err(Error::NoTrainingWindow { length: config.length, longest });
         }
-        let mut windows = 0;
-        let cumulative = fits
-            .iter()
-            .map(|interval| {
-                windows += (interval.len() - config.length + 1) as u64;
-                windows
-            })
-            .collect();
-        Ok(Self { config, intervals: fits, cumulative })
+        let intervals: Vec<_> = intervals.iter().map(mamba_datasets::Interval::from).collect();
+        Ok(Self { config, windows: Windows::new(&intervals, config.length as u64)? })
     }
 
     /// How many different windows can be drawn, strands not counted.
     pub fn windows(&self) -> u64 {
-        self.cumulative.last().copied().unwrap_or(0)
+        self.windows.count()
     }
 
     /// Writes the ids of the window of `(seed, step, row)` to `ids`.
@@ -108,10 +98,7 @@ impl WindowSampler {
 
     /// Window number `i` of all.
     fn at(&self, i: u64) -> Interval {
-        let nth = self.cumulative.partition_point(|&windows| windows <= i);
-        let before = if nth == 0 { 0 } else { self.cumulative[nth - 1] };
-        let start0 = self.intervals[nth].start0 + (i - before) as usize;
-        Interval { start0, end0: start0 + self.config.length, ..self.intervals[nth] }
+        Interval::from(&self.windows.get(i))
     }
 }
 
@@ -218,7 +205,8 @@ mod tests {
         fn training_windows_never_touch_held_out_bases(seed in any::<u64>(), length in 1usize..30, block in 30usize..80) {
             let text = "ACGTTGCA".repeat(100);
             let genome = genome(&[&text]);
-            let split = crate::genome::Split::blocks(&genome, block, 0.2, 0.1, seed).unwrap();
+            let held_out = mamba_datasets::Fractions { valid: 0.2, test: 0.1 };
+            let split = crate::genome::Split::blocks(&genome, Some(block), held_out, seed).unwrap();
             let sampler = WindowSampler::new(&genome, &split.train, config(length)).unwrap();
             let mut ids = vec![0; length];
             for row in 0..50 {

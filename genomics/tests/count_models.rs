@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use mamba_datasets::Fractions;
 use mamba_genomics::count_model::{CountModels, MAX_CONTEXT};
 use mamba_genomics::fasta::FastaOptions;
 use mamba_genomics::genome::{Genome, GenomePosition, Interval, Split};
@@ -29,7 +30,7 @@ fn figures_on_e_coli_536_are_the_known_ones() {
     };
     let path = Path::new(&data).join("genomics/genomes/NC_008253.fna.gz");
     let genome = Genome::load([path], FastaOptions::default()).unwrap();
-    let split = Split::blocks(&genome, 50_000, 0.05, 0.05, 0).unwrap();
+    let split = Split::blocks(&genome, Some(50_000), Fractions { valid: 0.05, test: 0.05 }, 0).unwrap();
     let (valid, test) = (masked(&genome, &split.valid), masked(&genome, &split.test));
     assert!(valid.len().abs_diff(37_500) < 1_000 && test.len().abs_diff(37_500) < 1_000);
     let models = CountModels::choose(&genome, &split.train, &valid, MAX_CONTEXT).unwrap();

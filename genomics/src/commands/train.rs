@@ -1,12 +1,240 @@
+//! `train`: masked-language-model pre-training.
+
+use anyhow::{Context, Result};
+use mamba_core::cli::{CommonArgs, HintExt, SettingsArgs};
+use mamba_core::run_folder::{RunFolder, RunInfo};
+use mamba_core::train::{self, Console, Outcome, Stop, TrainConfig};
+use mamba_core::{Params, checkpoint};
+use mamba_genomics::fasta::FastaOptions;
+use mamba_genomics::genome::Genome;
+use mamba_genomics::task::{DataConfig, HeldOutScore, PretrainConfig, PretrainData, Pretraining};
+use mamba_genomics::{CaduceusConfig, CaduceusForMaskedLm};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+/// Flags of `train`.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n  \
+    mamba-genomics train --out runs/lambda --minutes 2\n  \
+    mamba-genomics train genome.fa.gz --out runs/genome --preset base --steps 5000\n  \
+    mamba-genomics train genome.fa.gz --out runs/genome --resume")]
 pub struct Args {
+    /// FASTA files, plain, gzip or bgzip [default: the bundled genome of phage lambda]
+    #[arg(value_name = "FASTA")]
+    fasta: Vec<PathBuf>,
+
+    /// Folder for the run
+    #[arg(long, value_name = "DIR", default_value = "runs/caduceus")]
+    out: PathBuf,
+
+    /// Go on where the run in --out was saved
+    #[arg(long)]
+    resume: bool,
+
+    /// Size of the model: tiny, small, base or released
+    #[arg(long, value_name = "NAME", default_value = "small")]
+    preset: String,
+
+    /// Caduceus-Ph (one strand, reverse-complement augmentation) instead of PS (both strands, shared parameters)
+    #[arg(long)]
+    ph: bool,
+
+    /// Start from the weights of a checkpoint of the same shape
+    #[arg(long, value_name = "DIR")]
+    init: Option<PathBuf>,
+
+    /// Optimizer steps
+    #[arg(long, value_name = "N")]
+    steps: Option<u64>,
+
+    /// Stop after so many minutes, saved and evaluated
+    #[arg(long, value_name = "M")]
+    minutes: Option<f64>,
+
+    /// Bases in a training window
+    #[arg(long, value_name = "BASES")]
+    length: Option<usize>,
+
+    /// Windows in a batch
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+
+    /// Highest learning rate
+    #[arg(long, value_name = "RATE")]
+    learning_rate: Option<f64>,
+
     #[command(flatten)]
-    common: mamba_core::cli::CommonArgs,
+    settings: SettingsArgs,
+
+    #[command(flatten)]
+    common: CommonArgs,
 }
 
-pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    args.common.start()?;
+impl Args {
+    /// The defaults of the command line, with the run in `out`.
+    pub fn for_run(out: &Path, minutes: f64, common: CommonArgs) -> Self {
+        let settings = SettingsArgs { seed: None, config: None, set: Vec::new() };
+        Self {
+            fasta: Vec::new(),
+            out: out.to_path_buf(),
+            resume: true,
+            preset: "small".into(),
+            ph: false,
+            init: None,
+            steps: None,
+            minutes: Some(minutes),
+            length: None,
+            batch: None,
+            learning_rate: None,
+            settings,
+            common,
+        }
+    }
+
+    /// Preset, then file, then `--set`, then the flags of their own.
+    fn resolve(&self) -> Result<PretrainConfig> {
+        let mut model = CaduceusConfig::preset(&self.preset).ok_or_else(|| {
+            let known = CaduceusConfig::PRESETS.join(", ");
+            mamba_core::Error::Config(format!("--preset {}: expected one of {known}", self.preset))
+        })?;
+        model.rcps = !self.ph;
+        let train = TrainConfig {
+            steps: 2000,
+            batch_size: 8,
+            learning_rate: 4e-3,
+            betas: (0.9, 0.95),
+            warmup: 100,
+            log_every: 20,
+            ..TrainConfig::default()
+        };
+        let mut data = DataConfig::default();
+        if self.fasta.is_empty() {
+            // 48,502 bases: short windows, and enough held out to measure by.
+            data = DataConfig { length: 256, valid: 0.1, test: 0.1, ..data };
+        }
+        let mut cfg = self.settings.resolve(&PretrainConfig { model, train, data })?;
+        let train = &mut cfg.train;
+        train.seed = self.settings.seed.unwrap_or(train.seed);
+        train.steps = self.steps.unwrap_or(train.steps);
+        train.batch_size = self.batch.unwrap_or(train.batch_size);
+        train.learning_rate = self.learning_rate.unwrap_or(train.learning_rate);
+        train.max_minutes = self.minutes.or(train.max_minutes);
+        cfg.data.length = self.length.unwrap_or(cfg.data.length);
+        cfg.model.validate()?;
+        Ok(cfg)
+    }
+}
+
+/// The genome of some FASTA files, or the bundled one.
+pub fn genome(fasta: &[PathBuf]) -> Result<Genome> {
+    if !fasta.is_empty() {
+        return Ok(Genome::load(fasta, FastaOptions::default())?);
+    }
+    let sample = mamba_datasets::sample("lambda")?;
+    let folder = std::env::temp_dir().join(format!("mamba-genomics-{}", std::process::id()));
+    let path = sample.write_to(&folder)?;
+    let genome = Genome::load([path], FastaOptions::default());
+    std::fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+    Ok(genome?)
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> Result<ExitCode> {
+    let device = args.common.start()?;
+    let cfg = args.resolve()?;
+    let mut console = Console::new(args.common.format, args.common.quiet);
+    let genome = genome(&args.fasta)?;
+    console.note(&format!("{} records, {}", genome.records().len(), genome.counts()));
+    let data = PretrainData::new(genome, &cfg.data)?;
+
+    let params = match &args.init {
+        Some(dir) => {
+            let checkpoint = checkpoint::load(dir, None)?;
+            Params::trainable(checkpoint.tensors, cfg.train.seed, args.common.dtype(), &device)
+        }
+        None => Params::fresh(cfg.train.seed, args.common.dtype(), &device),
+    };
+    let folder = match args.resume {
+        true => RunFolder::resume(&args.out)?,
+        false => RunFolder::create(&args.out).hint("--resume goes on with it")?,
+    };
+    let mut task = Pretraining::new(&cfg, &data, params)?;
+    let bases = |intervals: &[mamba_genomics::genome::Interval]| -> usize {
+        intervals.iter().map(mamba_genomics::genome::Interval::len).sum()
+    };
+    let split = data.split();
+    console.note(&format!(
+        "{} parameters; {} bases to train on, {} for validation, {} for the test",
+        mamba_core::train::Task::params(&task).count(),
+        bases(&split.train),
+        bases(&split.valid),
+        bases(&split.test)
+    ));
+    let settings = serde_json::json!({ "pretrain": &cfg, "fasta": &args.fasta });
+    let mut info =
+        RunInfo::new("mamba-genomics", env!("CARGO_PKG_VERSION"), &device, cfg.train.seed, settings);
+    folder.save_info(&info)?;
+    let report = train::run(&mut task, &cfg.train, &folder, &mut console, &Stop::on_signals()?)?;
+    info.finish(&format!("{:?}", report.outcome), report.step);
+    folder.save_info(&info)?;
+    if report.outcome == Outcome::Interrupted {
+        console.note(&format!("saved in {}; the same command with --resume goes on", args.out.display()));
+        return Ok(ExitCode::from(mamba_core::cli::INTERRUPTED));
+    }
+    drop(task);
+    let (score, table) = test_table(&cfg, &data, &args.out, &device, &args.common)?;
+    print_result(&args.common, &score, table);
+    console.note(&format!(
+        "run in {out}: model, metrics, {out}/loss.svg\nnext: mamba-genomics embed sequences.fa --checkpoint {out} --out vectors.parquet",
+        out = args.out.display()
+    ));
     Ok(ExitCode::SUCCESS)
+}
+
+/// The best model of a run on the test bases, and the count models beside it.
+pub fn test_table(
+    cfg: &PretrainConfig,
+    data: &PretrainData,
+    dir: &Path,
+    device: &candle_core::Device,
+    common: &CommonArgs,
+) -> Result<(HeldOutScore, serde_json::Value)> {
+    let checkpoint = checkpoint::load(dir, None)?;
+    let params = Params::frozen(checkpoint.tensors, common.dtype(), device);
+    let model = CaduceusForMaskedLm::new(&cfg.model, &params.builder())?;
+    params.check().with_context(|| format!("{} does not fit its config", dir.display()))?;
+    let windows = data.test_windows();
+    let mut progress = common.progress(Some(windows.len() as u64), "windows");
+    let mut done = 0;
+    let score = data.score(&model, cfg.model.pad_token_id, &windows, device, |n| {
+        progress.inc((n - done) as u64);
+        done = n;
+    })?;
+    progress.finish();
+    let counts = data.count_models()?;
+    let table = serde_json::json!({
+        "test": score,
+        "causal_count_model": { "bits": counts.causal.bits, "context": counts.causal_context },
+        "two_sided_count_model": { "bits": counts.two_sided.bits, "context": counts.two_sided_context },
+    });
+    Ok((score, table))
+}
+
+/// The table on stdout, for people or as JSON.
+pub fn print_result(common: &CommonArgs, score: &HeldOutScore, table: serde_json::Value) {
+    if common.format == mamba_core::cli::Format::Json {
+        println!("{table}");
+        return;
+    }
+    println!("held-out bases: {}, all masked", score.bases);
+    println!("  model                    {:.4} bits per base, accuracy {:.4}", score.bits, score.accuracy);
+    for (name, key) in [("causal", "causal_count_model"), ("two-sided", "two_sided_count_model")] {
+        let (bits, context) = (table[key]["bits"].as_f64(), table[key]["context"].as_str());
+        let label = format!("{name} counts");
+        println!(
+            "  {label:<24} {:.4} bits per base ({})",
+            bits.unwrap_or(f64::NAN),
+            context.unwrap_or("")
+        );
+    }
 }
