@@ -17,7 +17,7 @@
 //! lie where those of its reverse complement do, so there it holds as well as the overlap hides the windows' edges.
 //!
 //! **The same bits whatever the batch.** Padding is inert, sums run in f64 in the order of the bases, and a batch has
-//! at least [`FEWEST_TOKENS`] tokens: matrix products of fewer rows round in another order.
+//! at least [`FEWEST_TOKENS`] tokens, since small matrix products sum in another order.
 //!
 //! ```
 //! use candle_core::{DType, Device};
@@ -50,8 +50,8 @@ use crate::{CaduceusCheckpoint, CaduceusForMaskedLm};
 pub use source::Sequences;
 
 /// Tokens in a batch, padding counted, from which on a matrix product gives each row the same bits whatever the
-/// other rows are.
-pub const FEWEST_TOKENS: usize = 64;
+/// other rows are: products with at most 16 × 16 results sum in another order.
+pub const FEWEST_TOKENS: usize = 512;
 
 /// How the vectors of bases become rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, clap::ValueEnum)]
@@ -356,3 +356,6 @@ type Bases<'a> = std::slice::ChunksExact<'a, f32>;
 fn host(x: &Tensor) -> candle_core::Result<Vec<f32>> {
     x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
 }
+
+#[cfg(test)]
+mod tests;

@@ -176,10 +176,18 @@ impl PretrainData {
             seen(i * SCORE_BATCH + batch.len());
         }
         if bases == 0 {
-            return Err(mamba_core::Error::other(Error::NoPositions { role: "held-out", count: windows.len() }));
+            return Err(mamba_core::Error::other(Error::NoPositions {
+                role: "held-out",
+                count: windows.len(),
+            }));
         }
         let n = bases as f64;
-        Ok(HeldOutScore { loss: nats / n, bits: nats / n / std::f64::consts::LN_2, accuracy: right as f64 / n, bases })
+        Ok(HeldOutScore {
+            loss: nats / n,
+            bits: nats / n / std::f64::consts::LN_2,
+            accuracy: right as f64 / n,
+            bases,
+        })
     }
 
     /// The best count models by the chosen validation bases, on the chosen bases of the test windows.

@@ -38,7 +38,7 @@ changed. The same input and model give the same bytes, whatever the threads, bat
 
 Example:
   mamba-genomics embed phages.fa.gz --checkpoint runs/phages --out phages.parquet")]
-pub struct Args {
+pub(crate) struct Args {
     /// FASTA files, or - for standard input
     #[arg(required = true, value_name = "FASTA")]
     inputs: Vec<PathBuf>,
@@ -107,7 +107,7 @@ pub struct Args {
 /// What gets a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub enum Per {
+pub(crate) enum Per {
     #[default]
     Record,
     Window,
@@ -118,7 +118,7 @@ fn part_format() -> impl TypedValueParser<Value = job::Format> {
         .try_map(|ending| job::Format::from_path(&Path::new("part").with_extension(ending)))
 }
 
-pub fn run(args: Args) -> Result<ExitCode> {
+pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let device = args.common.start()?;
     let started = Instant::now();
     match embed(&args, &device) {

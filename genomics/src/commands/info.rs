@@ -16,7 +16,7 @@ use std::process::ExitCode;
 #[derive(clap::Args)]
 #[command(after_help = "Example:
   mamba-genomics info runs/phages")]
-pub struct Args {
+pub(crate) struct Args {
     /// A run folder, a folder from a model hub, or a weight file beside its config.json [default: the small model that
     /// comes with this program]
     #[arg(value_name = "DIR")]
@@ -26,7 +26,7 @@ pub struct Args {
     common: cli::CommonArgs,
 }
 
-pub fn run(args: Args) -> Result<ExitCode> {
+pub(crate) fn run(args: Args) -> Result<ExitCode> {
     args.common.start()?;
     let checkpoint = CaduceusCheckpoint::open(args.checkpoint.as_deref())
         .hint("name a folder with config.json and model.safetensors, or none for the bundled model")?;
@@ -171,9 +171,10 @@ fn run_lines(run: &RunInfo, lines: &mut Lines) {
     });
     let finished = run.finished.as_deref().unwrap_or("not finished");
     lines.add("time", format!("{} to {finished}", run.started));
-    let data = run.settings.get("data").filter(|data| !data.is_null());
-    if let Some(data) = data {
-        lines.add("data", data.as_str().map_or_else(|| data.to_string(), str::to_string));
+    let files = run.settings.get("fasta").and_then(Value::as_array);
+    if let Some(files) = files {
+        let names: Vec<_> = files.iter().filter_map(Value::as_str).collect();
+        lines.add("data", if names.is_empty() { "bundled genome".into() } else { names.join(", ") });
     }
 }
 

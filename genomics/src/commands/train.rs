@@ -231,10 +231,6 @@ pub fn print_result(common: &CommonArgs, score: &HeldOutScore, table: serde_json
     for (name, key) in [("causal", "causal_count_model"), ("two-sided", "two_sided_count_model")] {
         let (bits, context) = (table[key]["bits"].as_f64(), table[key]["context"].as_str());
         let label = format!("{name} counts");
-        println!(
-            "  {label:<24} {:.4} bits per base ({})",
-            bits.unwrap_or(f64::NAN),
-            context.unwrap_or("")
-        );
+        println!("  {label:<24} {:.4} bits per base ({})", bits.unwrap_or(f64::NAN), context.unwrap_or(""));
     }
 }

@@ -20,39 +20,39 @@ const READ_AHEAD: usize = 16;
 const LOOK_AHEAD: usize = 4;
 
 /// Where rows go.
-pub enum Output {
+pub(crate) enum Output {
     File(Box<PartWriter>),
     Parts { directory: Directory, bases: u64 },
 }
 
 /// What a run has done.
 #[derive(Default)]
-pub struct Done {
+pub(crate) struct Done {
     /// Rows written, or found in the finished file.
-    pub rows: u64,
+    pub(crate) rows: u64,
     /// Records read.
-    pub records: u64,
+    pub(crate) records: u64,
     /// Bases embedded, each once.
-    pub bases: u64,
+    pub(crate) bases: u64,
     /// Outputs written, left as they were, and left to other shards.
-    pub written: u64,
-    pub finished: u64,
-    pub others: u64,
+    pub(crate) written: u64,
+    pub(crate) finished: u64,
+    pub(crate) others: u64,
     /// What the input holds, if it was read.
-    pub counts: Option<SequenceCounts>,
+    pub(crate) counts: Option<SequenceCounts>,
     /// Time between the first read and the last write.
-    pub seconds: f64,
+    pub(crate) seconds: f64,
 }
 
 impl Done {
     /// Nothing was to do.
-    pub fn finished(manifest: &Manifest) -> Self {
+    pub(crate) fn finished(manifest: &Manifest) -> Self {
         Self { rows: manifest.rows, finished: 1, ..Self::default() }
     }
 }
 
 /// Embeds all sequences and writes their rows, in input order.
-pub fn run(
+pub(crate) fn run(
     sequences: Sequences,
     embedder: &Embedder,
     rows: Rows,

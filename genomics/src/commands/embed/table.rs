@@ -21,10 +21,10 @@ const BUFFERED_VALUES: usize = 1 << 20;
 /// | bases | the same with `position0` in place of `start0` and `end0` |
 ///
 /// Positions are those of the record in the file, also in a region of the minus strand.
-pub struct Rows {
+pub(crate) struct Rows {
     schema: SchemaRef,
-    pub per: Per,
-    pub pooling: Pool,
+    pub(crate) per: Per,
+    pub(crate) pooling: Pool,
     regions: Option<Arc<[Region]>>,
     dim: usize,
     text: Vec<Vec<String>>,
@@ -33,7 +33,7 @@ pub struct Rows {
 }
 
 impl Rows {
-    pub fn new(per: Per, pooling: Pool, regions: Option<Arc<[Region]>>, dim: usize) -> Self {
+    pub(crate) fn new(per: Per, pooling: Pool, regions: Option<Arc<[Region]>>, dim: usize) -> Self {
         let text: &[&str] = if regions.is_some() { &["id", "record", "strand"] } else { &["id"] };
         let numbers: &[&str] = if pooling == Pool::None { &["position0"] } else { &["start0", "end0"] };
         Self {
@@ -48,12 +48,12 @@ impl Rows {
         }
     }
 
-    pub fn schema(&self) -> &SchemaRef {
+    pub(crate) fn schema(&self) -> &SchemaRef {
         &self.schema
     }
 
     /// Adds the row of bases `span` of a record, or a row for each of them.
-    pub fn add(&mut self, record: &SeqRecord, span: Range<u64>, vectors: Vec<f32>) -> Result<()> {
+    pub(crate) fn add(&mut self, record: &SeqRecord, span: Range<u64>, vectors: Vec<f32>) -> Result<()> {
         if let Some(at) = vectors.iter().position(|x| !x.is_finite()) {
             let value = vectors[at];
             let bases = match self.pooling {
@@ -83,12 +83,12 @@ impl Rows {
     }
 
     /// Writes the rows out if there are many.
-    pub fn write_some(&mut self, part: &mut PartWriter) -> Result<()> {
+    pub(crate) fn write_some(&mut self, part: &mut PartWriter) -> Result<()> {
         if self.values.len() >= BUFFERED_VALUES { self.write_all(part) } else { Ok(()) }
     }
 
     /// Writes the rows out.
-    pub fn write_all(&mut self, part: &mut PartWriter) -> Result<()> {
+    pub(crate) fn write_all(&mut self, part: &mut PartWriter) -> Result<()> {
         let text = self
             .text
             .iter_mut()
