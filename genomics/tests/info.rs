@@ -1,4 +1,5 @@
 //! `mamba-genomics info`: what is in a checkpoint.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::fs;
 use std::path::Path;

@@ -77,15 +77,15 @@ pub(crate) struct Args {
     strand: StrandChoice,
 
     /// Bases that the model sees at once; longer records are cut into windows of this length
-    #[arg(long, default_value_t = 16_384, value_name = "BASES", help_heading = "Vectors")]
+    #[arg(long, default_value_t = 8192, value_name = "BASES", help_heading = "Vectors")]
     window: usize,
 
     /// Bases that neighbouring windows share; of a record's vector half on each side is context only
-    #[arg(long, default_value_t = 1024, value_name = "BASES", help_heading = "Vectors")]
+    #[arg(long, default_value_t = 512, value_name = "BASES", help_heading = "Vectors")]
     overlap: usize,
 
     /// Most bases in a batch, padding counted; changes memory and speed, never the result
-    #[arg(long, default_value_t = 16_384, value_name = "BASES", help_heading = "Work")]
+    #[arg(long, default_value_t = 8192, value_name = "BASES", help_heading = "Work")]
     batch_tokens: usize,
 
     /// Make every N-th part from number I on, I from 0: shard 0/4, 1/4, 2/4 and 3/4 make all parts

@@ -48,8 +48,11 @@ struct Facts {
     /// `run.json`.
     run: Option<RunInfo>,
     /// Step and figures of the evaluation whose weights these are.
-    best: Option<(u64, BTreeMap<String, Option<f64>>)>,
+    best: Option<Best>,
 }
+
+/// Step of an evaluation, and its figures; none where one is not finite.
+type Best = (u64, BTreeMap<String, Option<f64>>);
 
 impl Facts {
     fn of(checkpoint: &CaduceusCheckpoint, path: Option<&Path>) -> Result<Self> {
@@ -199,7 +202,7 @@ fn run_info(folder: &Path) -> Result<Option<RunInfo>> {
 }
 
 /// The last evaluation whose weights were kept.
-fn best(folder: &Path) -> Result<Option<(u64, BTreeMap<String, Option<f64>>)>> {
+fn best(folder: &Path) -> Result<Option<Best>> {
     if !folder.join("metrics.jsonl").exists() {
         return Ok(None);
     }
