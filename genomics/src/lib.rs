@@ -30,8 +30,10 @@
 //!
 //! Positions say their base in their name: `start0`, `end0` are 0-based and half-open, `position1` is 1-based.
 
+pub mod checkpoint;
 pub mod config;
 pub mod count_model;
+pub mod embed;
 pub mod error;
 pub mod fasta;
 pub mod genome;
@@ -44,6 +46,7 @@ pub mod task;
 pub mod tokenizer;
 pub mod windows;
 
+pub use checkpoint::CaduceusCheckpoint;
 pub use config::CaduceusConfig;
 pub use error::{Error, Result};
 pub use model::{Caduceus, CaduceusForMaskedLm, CaduceusForSequenceClassification, Pooling, Strands};
