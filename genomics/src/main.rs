@@ -15,6 +15,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Train a small model on the bundled genome, embed it, and say what to do next
+    Quickstart(commands::quickstart::Args),
     /// Pre-train a model on genomes by masked-language modelling
     Train(commands::train::Args),
     /// Score a checkpoint on the held-out part of a genome, beside count models
@@ -33,6 +35,7 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     mamba_core::cli::run_main(|| match cli.command {
+        Command::Quickstart(args) => commands::quickstart::run(args),
         Command::Train(args) => commands::train::run(args),
         Command::Eval(args) => commands::eval::run(args),
         Command::Embed(args) => commands::embed::run(args),

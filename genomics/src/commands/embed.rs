@@ -104,6 +104,30 @@ pub(crate) struct Args {
     common: cli::CommonArgs,
 }
 
+impl Args {
+    /// One file into `out` by the model in `checkpoint`: one vector for each 1,024 bases.
+    pub(crate) fn for_run(fasta: &Path, checkpoint: &Path, out: &Path, common: cli::CommonArgs) -> Self {
+        Self {
+            inputs: vec![fasta.to_path_buf()],
+            checkpoint: Some(checkpoint.to_path_buf()),
+            out: out.to_path_buf(),
+            overwrite: true,
+            regions: None,
+            per: Per::Window,
+            pooling: Pool::default(),
+            layer: Layer::default(),
+            strand: StrandChoice::default(),
+            window: 1024,
+            overlap: 0,
+            batch_tokens: 16_384,
+            shard: None,
+            part_bases: 4 << 20,
+            part_format: job::Format::Parquet,
+            common,
+        }
+    }
+}
+
 /// What gets a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 /// Flags of `eval`.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  mamba-genomics eval genome.fa.gz --checkpoint runs/genome")]
-pub struct Args {
+pub(crate) struct Args {
     /// FASTA files [default: the bundled genome of phage lambda]
     #[arg(value_name = "FASTA")]
     fasta: Vec<PathBuf>,
@@ -34,7 +34,7 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub fn run(args: Args) -> Result<ExitCode> {
+pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let device = args.common.start()?;
     let loaded = checkpoint::load_dir(&args.checkpoint)?;
     // A run says how it split its genome; a checkpoint from elsewhere is tested on the default split.

@@ -1,6 +1,7 @@
 //! One module for each subcommand: its flags, and the call into the library.
 
-pub mod embed;
-pub mod eval;
-pub mod info;
-pub mod train;
+pub(crate) mod embed;
+pub(crate) mod eval;
+pub(crate) mod info;
+pub(crate) mod quickstart;
+pub(crate) mod train;

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 /// Flags of `quickstart`.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  mamba-genomics quickstart --minutes 1")]
-pub struct Args {
+pub(crate) struct Args {
     /// Folder for everything that it makes
     #[arg(long, value_name = "DIR", default_value = "quickstart")]
     out: PathBuf,
@@ -23,7 +23,7 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub fn run(args: Args) -> Result<ExitCode> {
+pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let model = args.out.join("model");
     let code = train::run(train::Args::for_run(&model, args.minutes, args.common.clone()))?;
     if code != ExitCode::SUCCESS {

@@ -18,7 +18,7 @@ use std::process::ExitCode;
     mamba-genomics train --out runs/lambda --minutes 2\n  \
     mamba-genomics train genome.fa.gz --out runs/genome --preset base --steps 5000\n  \
     mamba-genomics train genome.fa.gz --out runs/genome --resume")]
-pub struct Args {
+pub(crate) struct Args {
     /// FASTA files, plain, gzip or bgzip [default: the bundled genome of phage lambda]
     #[arg(value_name = "FASTA")]
     fasta: Vec<PathBuf>,
@@ -72,7 +72,7 @@ pub struct Args {
 
 impl Args {
     /// The defaults of the command line, with the run in `out`.
-    pub fn for_run(out: &Path, minutes: f64, common: CommonArgs) -> Self {
+    pub(crate) fn for_run(out: &Path, minutes: f64, common: CommonArgs) -> Self {
         let settings = SettingsArgs { seed: None, config: None, set: Vec::new() };
         Self {
             fasta: Vec::new(),
@@ -126,7 +126,7 @@ impl Args {
 }
 
 /// The genome of some FASTA files, or the bundled one.
-pub fn genome(fasta: &[PathBuf]) -> Result<Genome> {
+pub(crate) fn genome(fasta: &[PathBuf]) -> Result<Genome> {
     if !fasta.is_empty() {
         return Ok(Genome::load(fasta, FastaOptions::default())?);
     }
@@ -139,7 +139,7 @@ pub fn genome(fasta: &[PathBuf]) -> Result<Genome> {
 }
 
 /// Runs the command.
-pub fn run(args: Args) -> Result<ExitCode> {
+pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let device = args.common.start()?;
     let cfg = args.resolve()?;
     let mut console = Console::new(args.common.format, args.common.quiet);
@@ -192,7 +192,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
 }
 
 /// The best model of a run on the test bases, and the count models beside it.
-pub fn test_table(
+pub(crate) fn test_table(
     cfg: &PretrainConfig,
     data: &PretrainData,
     dir: &Path,
@@ -221,7 +221,7 @@ pub fn test_table(
 }
 
 /// The table on stdout, for people or as JSON.
-pub fn print_result(common: &CommonArgs, score: &HeldOutScore, table: serde_json::Value) {
+pub(crate) fn print_result(common: &CommonArgs, score: &HeldOutScore, table: serde_json::Value) {
     if common.format == mamba_core::cli::Format::Json {
         println!("{table}");
         return;
