@@ -22,10 +22,10 @@ use crate::{CaduceusConfig, CaduceusForMaskedLm};
 
 /// The checkpoint that is compiled in. Replacing these files is all that replacing it takes.
 const BUNDLED: Bundled = Bundled {
-    name: "lambda-demo",
-    config: include_bytes!("../checkpoints/lambda-demo/config.json"),
-    weights: include_bytes!("../checkpoints/lambda-demo/model.safetensors"),
-    card: include_str!("../checkpoints/lambda-demo/README.md"),
+    name: "lambda-tiny",
+    config: include_bytes!("../checkpoints/lambda-tiny/config.json"),
+    weights: include_bytes!("../checkpoints/lambda-tiny/model.safetensors"),
+    card: include_str!("../checkpoints/lambda-tiny/README.md"),
 };
 
 struct Bundled {

@@ -103,7 +103,7 @@ impl SettingsArgs {
 }
 
 impl CommonArgs {
-    /// Sets up allocator and threads and opens the device. Call it once, before any tensor is made.
+    /// Sets up allocator and threads and opens the device. Call it before any tensor is made; again is harmless.
     pub fn start(&self) -> Result<Device> {
         tune_allocator();
         tune_candle();

@@ -41,8 +41,9 @@ pub(super) fn set_threads(threads: Option<usize>) -> Result<()> {
         threads.or(from_environment).unwrap_or_else(|| num_cpus::get_physical().clamp(1, allowed()));
     // SAFETY: called at the start of main, before this program starts any thread that could read the environment.
     unsafe { std::env::set_var(VARIABLE, threads.to_string()) };
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build_global()
-        .map_err(|e| Error::Config(format!("{threads} threads: {e}")))
+    match rayon::ThreadPoolBuilder::new().num_threads(threads).build_global() {
+        // A command that runs another one has set the threads already.
+        Err(_) if rayon::current_num_threads() == threads => Ok(()),
+        result => result.map_err(|e| Error::Config(format!("{threads} threads: {e}"))),
+    }
 }

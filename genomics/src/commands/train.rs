@@ -31,9 +31,9 @@ pub(crate) struct Args {
     #[arg(long)]
     resume: bool,
 
-    /// Size of the model: tiny, small, base or released
-    #[arg(long, value_name = "NAME", default_value = "small")]
-    preset: String,
+    /// Size of the model: tiny, small, base or released [default: small; tiny for the bundled genome]
+    #[arg(long, value_name = "NAME")]
+    preset: Option<String>,
 
     /// Caduceus-Ph (one strand, reverse-complement augmentation) instead of PS (both strands, shared parameters)
     #[arg(long)]
@@ -78,7 +78,7 @@ impl Args {
             fasta: Vec::new(),
             out: out.to_path_buf(),
             resume: true,
-            preset: "small".into(),
+            preset: None,
             ph: false,
             init: None,
             steps: None,
@@ -93,25 +93,26 @@ impl Args {
 
     /// Preset, then file, then `--set`, then the flags of their own.
     fn resolve(&self) -> Result<PretrainConfig> {
-        let mut model = CaduceusConfig::preset(&self.preset).ok_or_else(|| {
+        let bundled = self.fasta.is_empty();
+        let preset = self.preset.as_deref().unwrap_or(if bundled { "tiny" } else { "small" });
+        let mut model = CaduceusConfig::preset(preset).ok_or_else(|| {
             let known = CaduceusConfig::PRESETS.join(", ");
-            mamba_core::Error::Config(format!("--preset {}: expected one of {known}", self.preset))
+            mamba_core::Error::Config(format!("--preset {preset}: expected one of {known}"))
         })?;
         model.rcps = !self.ph;
         let train = TrainConfig {
-            steps: 2000,
+            steps: if bundled { 1500 } else { 4000 },
             batch_size: 8,
             learning_rate: 4e-3,
-            betas: (0.9, 0.95),
             warmup: 100,
-            log_every: 20,
+            log_every: if bundled { 100 } else { 20 },
             ..TrainConfig::default()
         };
-        let mut data = DataConfig::default();
-        if self.fasta.is_empty() {
+        let data = match bundled {
             // 48,502 bases: short windows, and enough held out to measure by.
-            data = DataConfig { length: 256, valid: 0.1, test: 0.1, ..data };
-        }
+            true => DataConfig { length: 256, valid: 0.1, test: 0.1, ..DataConfig::default() },
+            false => DataConfig::default(),
+        };
         let mut cfg = self.settings.resolve(&PretrainConfig { model, train, data })?;
         let train = &mut cfg.train;
         train.seed = self.settings.seed.unwrap_or(train.seed);
