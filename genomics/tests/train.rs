@@ -75,10 +75,14 @@ fn a_stopped_run_goes_on_to_the_same_weights() {
     train(&fasta, &whole, &[]).assert().success();
     train(&fasta, &stopped, &["--minutes", "0"]).assert().success();
     let again = stderr(&mut train(&fasta, &stopped, &[]), 1);
-    assert!(again.contains("already holds a run") && again.contains("hint: --resume goes on with it"), "{again}");
+    assert!(
+        again.contains("already holds a run") && again.contains("hint: --resume goes on with it"),
+        "{again}"
+    );
     train(&fasta, &stopped, &["--resume"]).assert().success();
     let read = |out: &Path| std::fs::read(out.join("optim.safetensors")).unwrap();
-    let tensors = |bytes: &[u8]| candle_core::safetensors::load_buffer(bytes, &candle_core::Device::Cpu).unwrap();
+    let tensors =
+        |bytes: &[u8]| candle_core::safetensors::load_buffer(bytes, &candle_core::Device::Cpu).unwrap();
     let (whole, stopped) = (tensors(&read(&whole)), tensors(&read(&stopped)));
     assert_eq!(whole.len(), stopped.len());
     for (name, tensor) in &whole {

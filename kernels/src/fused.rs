@@ -181,6 +181,34 @@ impl CustomOp1 for Emit {
     }
 }
 
+/// Runs `$body` with `$T` standing for the element type of the first of `$inputs`.
+macro_rules! with_element_type {
+    ($inputs:expr, $T:ident => $body:expr) => {
+        match $inputs[0].as_ref().map(candle_core::Tensor::dtype) {
+            Some(candle_core::DType::F64) => {
+                type $T = f64;
+                $body
+            }
+            _ => {
+                type $T = f32;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_element_type;
+
+/// Gradients as tensors in the shapes of the inputs; none for an input that is not there.
+pub(crate) fn like_inputs<T: WithDType>(
+    grads: impl IntoIterator<Item = Option<Vec<T>>>,
+    inputs: &[Option<Tensor>],
+) -> Vec<Option<Tensor>> {
+    let tensor = |(grad, x): (Option<Vec<T>>, &Option<Tensor>)| {
+        Some(Output::cpu(grad?, x.as_ref()?.shape()).into_tensor())
+    };
+    grads.into_iter().zip(inputs).map(tensor).collect()
+}
+
 /// Read access to the elements of a contiguous CPU tensor.
 pub(crate) struct Elements<'a> {
     storage: StorageRef<'a>,

@@ -6,10 +6,10 @@
 //!
 //! where tokens before a segment's first come from its initial state, or are zero.
 
-use crate::fused::{self, Elements, Fused, Output, elements, expect_shape};
+use crate::fused::{self, Elements, Fused, Output, elements, expect_shape, like_inputs, with_element_type};
 use crate::segments::Segments;
 use crate::simd::Real;
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 
 mod cpu;
 pub mod reference;
@@ -218,12 +218,7 @@ impl Op {
         let dy = g[0].as_ref().map(|e| e.slice::<T>()).transpose()?;
         let dlast = g.get(1).and_then(|e| e.as_ref()).map(|e| e.slice::<T>()).transpose()?;
         let out = cpu::backward(&self.view::<T>(&x)?, self.width, dy, dlast);
-        let grads = [Some(out.x), Some(out.weight), out.bias, out.initial_state];
-        let tensors = grads.into_iter().zip(inputs).map(|(grad, x)| match (grad, x) {
-            (Some(grad), Some(x)) => Some(Output::cpu(grad, x.shape()).into_tensor()),
-            _ => None,
-        });
-        Ok(tensors.collect())
+        Ok(like_inputs([Some(out.x), Some(out.weight), out.bias, out.initial_state], inputs))
     }
 }
 
@@ -232,11 +227,7 @@ impl Fused for Op {
     const NAME: &'static str = "causal_conv1d";
 
     fn forward(&self, inputs: &[Option<Tensor>], _: bool) -> Result<(Vec<Output>, ())> {
-        let outputs = match inputs[0].as_ref().map(Tensor::dtype) {
-            Some(DType::F64) => self.forward_cpu::<f64>(inputs)?,
-            _ => self.forward_cpu::<f32>(inputs)?,
-        };
-        Ok((outputs, ()))
+        with_element_type!(inputs, T => Ok((self.forward_cpu::<T>(inputs)?, ())))
     }
 
     fn backward(
@@ -245,9 +236,6 @@ impl Fused for Op {
         (): &(),
         grads: &[Option<Tensor>],
     ) -> Result<Vec<Option<Tensor>>> {
-        match inputs[0].as_ref().map(Tensor::dtype) {
-            Some(DType::F64) => self.backward_cpu::<f64>(inputs, grads),
-            _ => self.backward_cpu::<f32>(inputs, grads),
-        }
+        with_element_type!(inputs, T => self.backward_cpu::<T>(inputs, grads))
     }
 }

@@ -7,9 +7,9 @@
 //! Beside candle's own matrix product this saves, in a backward pass, one zero-filled buffer and one addition over
 //! `(…, in)` for every part, the transposed copies, and a serial sum over the rows for the bias.
 
-use crate::fused::{self, Fused, Output, elements, expect_shape};
+use crate::fused::{self, Fused, Output, elements, expect_shape, like_inputs, with_element_type};
 use crate::simd::Real;
-use candle_core::{D, DType, Result, Tensor, bail};
+use candle_core::{D, Result, Tensor, bail};
 
 mod cpu;
 pub mod reference;
@@ -85,8 +85,7 @@ impl Op {
             g.iter().map(|e| e.as_ref().map(|e| e.slice::<T>()).transpose()).collect::<Result<Vec<_>>>()?;
         let (xs, weight, bias) = (of(0)?.unwrap_or_default(), of(1)?.unwrap_or_default(), of(2)?);
         let out = cpu::backward(xs, weight, bias.is_some(), &grads, self.d_in, &self.parts);
-        let tensors = [Some(out.x), Some(out.weight), out.bias].into_iter().zip(inputs);
-        Ok(tensors.map(|(grad, x)| Some(Output::cpu(grad?, x.as_ref()?.shape()).into_tensor())).collect())
+        Ok(like_inputs([Some(out.x), Some(out.weight), out.bias], inputs))
     }
 }
 
@@ -95,11 +94,7 @@ impl Fused for Op {
     const NAME: &'static str = "linear";
 
     fn forward(&self, inputs: &[Option<Tensor>], _: bool) -> Result<(Vec<Output>, ())> {
-        let outputs = match inputs[0].as_ref().map(Tensor::dtype) {
-            Some(DType::F64) => self.forward_cpu::<f64>(inputs)?,
-            _ => self.forward_cpu::<f32>(inputs)?,
-        };
-        Ok((outputs, ()))
+        with_element_type!(inputs, T => Ok((self.forward_cpu::<T>(inputs)?, ())))
     }
 
     fn backward(
@@ -108,9 +103,6 @@ impl Fused for Op {
         (): &(),
         grads: &[Option<Tensor>],
     ) -> Result<Vec<Option<Tensor>>> {
-        match inputs[0].as_ref().map(Tensor::dtype) {
-            Some(DType::F64) => self.backward_cpu::<f64>(inputs, grads),
-            _ => self.backward_cpu::<f32>(inputs, grads),
-        }
+        with_element_type!(inputs, T => self.backward_cpu::<T>(inputs, grads))
     }
 }

@@ -8,9 +8,9 @@
 //! y = (n · weight + bias) · silu(z)                   (if there is a gate, applied after the norm)
 //! ```
 
-use crate::fused::{self, Elements, Fused, Output, elements, expect_shape};
+use crate::fused::{self, Elements, Fused, Output, elements, expect_shape, like_inputs, with_element_type};
 use crate::simd::Real;
-use candle_core::{D, DType, Result, Tensor, bail};
+use candle_core::{D, Result, Tensor, bail};
 
 mod cpu;
 pub mod reference;
@@ -189,14 +189,10 @@ impl Op {
         let dy = g[0].as_ref().map(|e| e.slice::<T>()).transpose()?;
         let dsum = g.get(1).and_then(|e| e.as_ref()).map(|e| e.slice::<T>()).transpose()?;
         let out = cpu::backward(&self.view::<T>(&x)?, dy, dsum);
-        let like = |grad: Option<Vec<T>>, i: usize| match (grad, &inputs[i]) {
-            (Some(grad), Some(x)) => Some(Output::cpu(grad, x.shape()).into_tensor()),
-            _ => None,
-        };
-        let dx = like(Some(out.x), 0);
+        let mut tensors = like_inputs([Some(out.x), Some(out.weight), out.bias, None, out.z], inputs);
         // The sum passes its gradient on to both terms.
-        let dresidual = inputs[3].as_ref().and(dx.clone());
-        Ok(vec![dx, like(Some(out.weight), 1), like(out.bias, 2), dresidual, like(out.z, 4)])
+        tensors[3] = inputs[3].as_ref().and(tensors[0].clone());
+        Ok(tensors)
     }
 }
 
@@ -205,11 +201,7 @@ impl Fused for Op {
     const NAME: &'static str = "norm";
 
     fn forward(&self, inputs: &[Option<Tensor>], _: bool) -> Result<(Vec<Output>, ())> {
-        let outputs = match inputs[0].as_ref().map(Tensor::dtype) {
-            Some(DType::F64) => self.forward_cpu::<f64>(inputs)?,
-            _ => self.forward_cpu::<f32>(inputs)?,
-        };
-        Ok((outputs, ()))
+        with_element_type!(inputs, T => Ok((self.forward_cpu::<T>(inputs)?, ())))
     }
 
     fn backward(
@@ -218,9 +210,6 @@ impl Fused for Op {
         (): &(),
         grads: &[Option<Tensor>],
     ) -> Result<Vec<Option<Tensor>>> {
-        match inputs[0].as_ref().map(Tensor::dtype) {
-            Some(DType::F64) => self.backward_cpu::<f64>(inputs, grads),
-            _ => self.backward_cpu::<f32>(inputs, grads),
-        }
+        with_element_type!(inputs, T => self.backward_cpu::<T>(inputs, grads))
     }
 }

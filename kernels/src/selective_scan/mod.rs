@@ -11,10 +11,10 @@
 //! The state, `(B, L, D, N)` over all steps, is never written down. Forward keeps it at the first step of each chunk,
 //! and backward recomputes it inside the chunk; the chunk grows with `d_state`, so that this stays O(B·L·D).
 
-use crate::fused::{self, Elements, Fused, Output, elements, expect_shape};
+use crate::fused::{self, Elements, Fused, Output, elements, expect_shape, like_inputs, with_element_type};
 use crate::segments::Segments;
 use crate::simd::Real;
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 
 mod cpu;
 pub mod reference;
@@ -348,11 +348,7 @@ impl Op {
             out.delta_bias,
             out.initial_state,
         ];
-        let tensors = grads.into_iter().zip(inputs).map(|(grad, x)| match (grad, x) {
-            (Some(grad), Some(x)) => Some(Output::cpu(grad, x.shape()).into_tensor()),
-            _ => None,
-        });
-        Ok(tensors.collect())
+        Ok(like_inputs(grads, inputs))
     }
 }
 
@@ -361,10 +357,7 @@ impl Fused for Op {
     const NAME: &'static str = "selective_scan";
 
     fn forward(&self, inputs: &[Option<Tensor>], track: bool) -> Result<(Vec<Output>, Self::Saved)> {
-        match inputs[0].as_ref().map(Tensor::dtype) {
-            Some(DType::F64) => self.forward_cpu::<f64>(inputs, track),
-            _ => self.forward_cpu::<f32>(inputs, track),
-        }
+        with_element_type!(inputs, T => self.forward_cpu::<T>(inputs, track))
     }
 
     fn backward(
@@ -374,9 +367,6 @@ impl Fused for Op {
         grads: &[Option<Tensor>],
     ) -> Result<Vec<Option<Tensor>>> {
         let Some(saved) = saved else { bail!("selective_scan: backward without saved states") };
-        match saved.dtype() {
-            DType::F64 => self.backward_cpu::<f64>(inputs, saved, grads),
-            _ => self.backward_cpu::<f32>(inputs, saved, grads),
-        }
+        with_element_type!(inputs, T => self.backward_cpu::<T>(inputs, saved, grads))
     }
 }
