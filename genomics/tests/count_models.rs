@@ -1,5 +1,5 @@
 //! The count models on a real genome: the figures that a trained model is compared with.
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(clippy::unwrap_used, reason = "functions that tests call")]
 
 use std::path::Path;
 

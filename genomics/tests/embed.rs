@@ -1,5 +1,5 @@
 //! `mamba-genomics embed`, from FASTA files to files of vectors.
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(clippy::unwrap_used, reason = "functions that tests call")]
 
 #[path = "embed/jobs.rs"]
 mod jobs;

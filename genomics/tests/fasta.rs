@@ -1,5 +1,5 @@
 //! Streaming and random access over every kind of file, and the message of every kind of fault.
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(clippy::unwrap_used, reason = "functions that tests call")]
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
 //! `mamba-genomics info`: what is in a checkpoint.
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(clippy::unwrap_used, reason = "functions that tests call")]
 
 use std::fs;
 use std::path::Path;

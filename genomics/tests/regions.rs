@@ -1,5 +1,5 @@
 //! BED files and region lists: what is accepted, and the message of every fault.
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(clippy::unwrap_used, reason = "functions that tests call")]
 
 use std::io::Write;
 

@@ -1,4 +1,5 @@
 //! `train`, `eval` and their errors, as a user runs them.
+#![allow(clippy::unwrap_used, reason = "functions that tests call")]
 
 use assert_cmd::Command;
 use serde_json::Value;

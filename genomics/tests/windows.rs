@@ -1,5 +1,5 @@
 //! Windows: cores cover each base once, each base is taken where it is farthest from an edge, any chunking gives the same.
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(clippy::unwrap_used, reason = "functions that tests call")]
 
 use std::sync::Arc;
 
