@@ -278,7 +278,7 @@ impl Task for Pretraining<'_> {
     }
 
     fn config(&self) -> Value {
-        serde_json::to_value(&self.cfg.model).unwrap_or_default()
+        serde_json::to_value(&self.cfg.model).expect("a config of plain values has a JSON form")
     }
 
     fn train_step(&mut self, step: u64, micro: usize) -> mamba_core::Result<StepLoss> {

@@ -2,10 +2,11 @@
 
 use crate::commands::train::{genome, print_result, test_table};
 use anyhow::{Context, Result};
-use mamba_core::cli::{CommonArgs, HintExt};
+use mamba_core::cli::CommonArgs;
 use mamba_core::train::TrainConfig;
 use mamba_core::{checkpoint, run_folder::RunInfo};
 use mamba_genomics::task::{DataConfig, PretrainConfig, PretrainData};
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -40,15 +41,17 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     // A run says how it split its genome; a checkpoint from elsewhere is tested on the default split.
     let info = args.checkpoint.join("run.json");
     let mut data = match std::fs::read_to_string(&info) {
-        Ok(text) => {
-            let info: RunInfo = serde_json::from_str(&text)
-                .with_context(|| format!("cannot read {}", info.display()))
-                .hint("without the file, the default split is taken")?;
-            let data = info.settings["pretrain"]["data"].clone();
-            serde_json::from_value(data).unwrap_or_default()
-        }
-        Err(_) => DataConfig::default(),
-    };
+        Ok(text) => split_of_run(&text).with_context(|| format!("cannot read {}", info.display()))?,
+        Err(e) if e.kind() == ErrorKind::NotFound => None,
+        Err(e) => return Err(e).with_context(|| format!("cannot read {}", info.display())),
+    }
+    .unwrap_or_else(|| {
+        eprintln!(
+            "{} does not say how it split its genome: testing on the default split, which it may have been trained on",
+            args.checkpoint.display()
+        );
+        DataConfig::default()
+    });
     data.length = args.length.unwrap_or(data.length);
     data.test = args.test.unwrap_or(data.test);
     let cfg = PretrainConfig { model: loaded.parse_config()?, train: TrainConfig::default(), data };
@@ -57,4 +60,11 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let (score, table) = test_table(&cfg, &data, &args.checkpoint, &device, &args.common)?;
     print_result(&args.common, &score, table);
     Ok(ExitCode::SUCCESS)
+}
+
+/// The windows and the split that `run.json` tells of, if it is of a pre-training run.
+fn split_of_run(text: &str) -> Result<Option<DataConfig>> {
+    let info: RunInfo = serde_json::from_str(text)?;
+    let data = info.settings.pointer("/pretrain/data").cloned();
+    Ok(data.map(serde_json::from_value).transpose()?)
 }
