@@ -13,6 +13,7 @@
 //! | [`device`] | `auto`, `cpu`, `cuda:N` |
 //! | `optim` | gradients, AdamW, schedules, moving average (feature `train`) |
 //! | `train`, `run_folder` | the loop, and the folder that it leaves (feature `train`) |
+//! | `plot` | pictures as SVG or PNG (feature `plot`) |
 //! | `cli`, `progress` | shared flags, exit codes, progress (feature `cli`) |
 
 pub mod backbone;
@@ -34,6 +35,8 @@ pub mod rng;
 pub mod cli;
 #[cfg(feature = "train")]
 pub mod optim;
+#[cfg(feature = "plot")]
+pub mod plot;
 #[cfg(any(feature = "train", feature = "cli"))]
 pub mod progress;
 #[cfg(feature = "train")]

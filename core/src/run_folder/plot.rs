@@ -1,16 +1,14 @@
 //! The loss curve as SVG.
 
-use crate::files::atomic_write;
-use crate::{Error, Result};
+use crate::Result;
+use crate::plot::{self, DrawResult, INK, Picture, Shift, font};
 use plotters::coord::ranged1d::{AsRangedCoord, Ranged, ValueFormatter};
 use plotters::prelude::*;
-use std::io::Write;
 use std::path::Path;
 
 const SIZE: (u32, u32) = (840, 480);
-const TRAIN: RGBColor = RGBColor(31, 119, 180);
-const VALID: RGBColor = RGBColor(214, 93, 14);
-const INK: RGBColor = RGBColor(60, 60, 60);
+const TRAIN: RGBColor = plot::COLORS[0];
+const VALID: RGBColor = plot::COLORS[1];
 /// More points than this do not show.
 const MAX_POINTS: usize = 2000;
 
@@ -26,32 +24,37 @@ pub fn loss_curve(path: &Path, train: &[(f64, f64)], valid: &[(f64, f64)], log_x
     };
     let (train, valid) = (thin(usable(train)), usable(valid));
     let Some((x, y)) = ranges(&train, &valid) else { return Ok(()) };
-    let mut svg = String::new();
-    {
-        let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-        let drawn = match log_x {
-            true => draw(&root, (x.0.max(1.0)..x.1.max(2.0)).log_scale(), y, &train, &valid),
-            false => draw(&root, x.0..x.1, y, &train, &valid),
-        };
-        drawn.map_err(|e| Error::other(e.to_string()))?;
-    }
-    atomic_write(path, |w: &mut dyn Write| w.write_all(svg.as_bytes()).map_err(|e| Error::io(path, e)))
+    plot::save(path, SIZE, &Curve { train: &train, valid: &valid, x, y, log_x })
 }
 
-type DrawResult = std::result::Result<(), Box<dyn std::error::Error>>;
+struct Curve<'a> {
+    train: &'a [(f64, f64)],
+    valid: &'a [(f64, f64)],
+    x: Range,
+    y: Range,
+    log_x: bool,
+}
 
-fn draw<X>(
-    root: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>,
-    x: X,
-    y: (f64, f64),
-    train: &[(f64, f64)],
-    valid: &[(f64, f64)],
-) -> DrawResult
+impl Picture for Curve<'_> {
+    fn draw<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>) -> DrawResult
+    where
+        B::ErrorType: 'static,
+    {
+        match self.log_x {
+            true => draw(area, (self.x.0.max(1.0)..self.x.1.max(2.0)).log_scale(), self),
+            false => draw(area, self.x.0..self.x.1, self),
+        }
+    }
+}
+
+fn draw<B, X>(root: &DrawingArea<B, Shift>, x: X, curve: &Curve<'_>) -> DrawResult
 where
+    B: DrawingBackend,
+    B::ErrorType: 'static,
     X: AsRangedCoord<Value = f64>,
     X::CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>,
 {
-    let font = |size: u32| ("sans-serif", size).into_font().color(&INK);
+    let Curve { train, valid, y, .. } = *curve;
     root.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(root)
         .margin(16)
@@ -93,7 +96,6 @@ where
         .border_style(RGBColor(210, 210, 210))
         .label_font(font(16))
         .draw()?;
-    root.present()?;
     Ok(())
 }
 
