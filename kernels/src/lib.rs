@@ -4,11 +4,13 @@
 pub mod causal_conv1d;
 mod fused;
 pub mod linear;
+mod matrix;
 pub mod norm;
 pub mod segments;
 pub mod selective_scan;
 mod shared;
 mod simd;
+pub mod ssd;
 #[cfg(feature = "testing")]
 pub mod testing;
 
@@ -17,3 +19,4 @@ pub use linear::linear;
 pub use norm::Norm;
 pub use segments::{Segment, Segments};
 pub use selective_scan::{SelectiveScan, selective_state_update};
+pub use ssd::{Ssd, ssd_state_update};

@@ -5,5 +5,6 @@ mod causal_conv1d;
 mod linear;
 mod norm;
 mod selective_scan;
+mod ssd;
 mod support;
 mod threads;
