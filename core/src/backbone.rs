@@ -1,6 +1,6 @@
-//! A stack of Mamba-1 blocks with a final norm: the body of a causal model.
+//! A stack of blocks with a final norm: the body of a causal model.
 
-use crate::mamba1::{Mamba1, Mamba1Config, Mamba1State};
+use crate::mixer::{Mixer, MixerConfig, MixerState};
 use crate::nn::{GatedMlp, Norm, NormKind};
 use crate::{Block, ParamBuilder};
 use candle_core::{Result, Tensor, bail};
@@ -21,14 +21,14 @@ pub struct BackboneConfig {
     /// Added under its root.
     pub norm_epsilon: f64,
     /// The mixers.
-    pub mixer: Mamba1Config,
+    pub mixer: MixerConfig,
 }
 
 /// The states of all layers of a [`Backbone`].
 #[derive(Clone, Debug, Default)]
 pub struct BackboneState {
     /// One for each layer; empty at the beginning of a sequence.
-    pub layers: Vec<Mamba1State>,
+    pub layers: Vec<MixerState>,
 }
 
 impl BackboneState {
@@ -39,14 +39,14 @@ impl BackboneState {
 
     /// The same values without their history.
     pub fn detach(&self) -> Self {
-        Self { layers: self.layers.iter().map(Mamba1State::detach).collect() }
+        Self { layers: self.layers.iter().map(MixerState::detach).collect() }
     }
 }
 
-/// Blocks of Mamba-1 and a final norm.
+/// Blocks and a final norm.
 #[derive(Clone, Debug)]
 pub struct Backbone {
-    layers: Vec<Block<Mamba1>>,
+    layers: Vec<Block<Mixer>>,
     norm_f: Norm,
 }
 
@@ -58,7 +58,7 @@ impl Backbone {
         let layers = (0..cfg.n_layer)
             .map(|i| {
                 let pb = pb.pp("layers").pp(i);
-                let mixer = Mamba1::new(cfg.d_model, &cfg.mixer, residuals, &pb.pp("mixer"))?;
+                let mixer = Mixer::new(cfg.d_model, &cfg.mixer, residuals, &pb.pp("mixer"))?;
                 let mlp = match cfg.d_intermediate {
                     0 => None,
                     hidden => Some(GatedMlp::new(cfg.d_model, hidden, residuals, &pb.pp("mlp"))?),
@@ -99,7 +99,7 @@ impl Backbone {
     ) -> Result<Tensor> {
         if let Some(state) = state.as_deref_mut() {
             if state.layers.is_empty() {
-                state.layers.resize_with(self.layers.len(), Mamba1State::new);
+                state.layers.resize_with(self.layers.len(), MixerState::new);
             }
             if state.layers.len() != self.layers.len() {
                 bail!("state of {} layers for a backbone of {}", state.layers.len(), self.layers.len());

@@ -51,6 +51,13 @@ pub enum Init {
         /// Step sizes below this are raised to it.
         floor: f64,
     },
+    /// The logarithm of a value uniform in `[lo, hi)`; Mamba-2's `A_log` takes 1 and 16.
+    LogUniform {
+        /// Lower end, above 0.
+        lo: f64,
+        /// Upper end.
+        hi: f64,
+    },
     /// Another initialisation times a factor.
     Scaled(Box<Init>, f64),
 }
@@ -103,6 +110,14 @@ impl Init {
                     .collect();
                 Tensor::from_vec(values, shape.clone(), device)?.to_dtype(dtype)
             }
+            Self::LogUniform { lo, hi } => {
+                if !(*lo > 0.0 && hi >= lo) {
+                    bail!("the logarithm of a uniform value needs 0 < lo <= hi, got {lo}, {hi}")
+                }
+                let values: Vec<f64> =
+                    (0..shape.elem_count()).map(|_| rng.uniform_in(*lo, *hi).ln()).collect();
+                Tensor::from_vec(values, shape.clone(), device)?.to_dtype(dtype)
+            }
             Self::Scaled(inner, factor) => inner.tensor(shape, rng, dtype, device)? * *factor,
         }
     }
@@ -141,6 +156,20 @@ mod tests {
         let floored = draw(&Init::DtBias { min: 1e-3, max: 0.1, floor: 0.05 }, 1000);
         assert!(floored.iter().all(|b| b.exp().ln_1p() > 0.0499));
         assert!((inverse_softplus(2.0) - (2f64.exp() - 1.0).ln()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn log_uniform_values_are_logarithms_of_uniform_ones() {
+        let values: Vec<f64> =
+            draw(&Init::LogUniform { lo: 1.0, hi: 16.0 }, 20_000).iter().map(|x| x.exp()).collect();
+        assert!(values.iter().all(|x| (1.0 - 1e-9..16.0 + 1e-9).contains(x)));
+        let mean = values.iter().sum::<f64>() / 20_000.0;
+        assert!((mean - 8.5).abs() < 0.1, "{mean}");
+        assert!(
+            Init::LogUniform { lo: 0.0, hi: 1.0 }
+                .tensor(&4.into(), &mut Rng::new(1), DType::F32, &Device::Cpu)
+                .is_err()
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! | module | for |
 //! |---|---|
 //! | [`params`], [`init`] | a model's parameters: fresh, loaded for training, loaded for inference |
-//! | [`mamba1`], [`bidirectional`] | the mixers |
+//! | [`mamba1`], [`mamba2`], [`mixer`], [`bidirectional`] | the mixers, and the choice between them |
 //! | [`block`], [`backbone`], [`nn`] | what is built around them |
 //! | `lm` | causal language models (feature `lm`) |
 //! | [`checkpoint`] | Hugging Face style folders in and out, PyTorch files in |
@@ -27,6 +27,8 @@ pub mod init;
 #[cfg(feature = "lm")]
 pub mod lm;
 pub mod mamba1;
+pub mod mamba2;
+pub mod mixer;
 pub mod nn;
 pub mod params;
 pub mod rng;
@@ -52,5 +54,7 @@ pub use device::DeviceChoice;
 pub use error::{Error, Result};
 pub use init::Init;
 pub use mamba1::{Mamba1, Mamba1Config, Mamba1State};
+pub use mamba2::{Mamba2, Mamba2Config, Mamba2State};
+pub use mixer::{Mixer, MixerConfig, MixerState};
 pub use params::{Param, ParamBuilder, Params};
 pub use rng::{Rng, dropout};

@@ -1,6 +1,8 @@
-//! Causal language models of Mamba-1, in the layouts of mamba_ssm and of Hugging Face transformers.
+//! Causal language models, in the layouts of mamba_ssm and of Hugging Face transformers.
 
 use crate::mamba1::{DtRank, Mamba1Config, expect_possible};
+use crate::mamba2::{DtLimit, Mamba2Config};
+use crate::mixer::MixerConfig;
 use crate::nn::{Embedding, Linear, NormKind};
 use crate::{Backbone, BackboneConfig, BackboneState, Checkpoint, Error, Init, ParamBuilder, Params};
 use candle_core::{D, DType, Device, IndexOp, Module, Result, Tensor};
@@ -60,34 +62,55 @@ impl Default for LmConfig {
     }
 }
 
-/// `ssm_cfg` of mamba_ssm: the name of the mixer beside its settings.
+/// `ssm_cfg` of mamba_ssm: the mixer's settings, with its name under `"layer"`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "Map<String, Value>")]
+#[serde(try_from = "Map<String, Value>", into = "Map<String, Value>")]
 pub struct SsmConfig {
-    /// `"Mamba1"`, or absent for it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub layer: Option<String>,
-    /// Its settings.
-    #[serde(flatten)]
-    pub mixer: Mamba1Config,
+    /// The mixer.
+    pub mixer: MixerConfig,
 }
 
-/// By hand, because serde ignores unknown keys in flattened structs.
-impl TryFrom<Map<String, Value>> for SsmConfig {
-    type Error = serde_json::Error;
-
-    fn try_from(mut keys: Map<String, Value>) -> serde_json::Result<Self> {
-        let layer = keys.remove("layer").map(serde_json::from_value).transpose()?;
-        Ok(Self { layer, mixer: serde_json::from_value(Value::Object(keys))? })
+impl<C: Into<MixerConfig>> From<C> for SsmConfig {
+    fn from(mixer: C) -> Self {
+        Self { mixer: mixer.into() }
     }
 }
 
-/// What we read of a transformers config with `"model_type": "mamba"`.
+impl TryFrom<Map<String, Value>> for SsmConfig {
+    type Error = Error;
+
+    fn try_from(keys: Map<String, Value>) -> crate::Result<Self> {
+        Ok(Self { mixer: MixerConfig::try_from(keys)? })
+    }
+}
+
+impl From<SsmConfig> for Map<String, Value> {
+    fn from(cfg: SsmConfig) -> Self {
+        let mut keys = cfg.mixer.settings();
+        if !matches!(cfg.mixer, MixerConfig::Mamba1(_)) {
+            keys.insert("layer".into(), cfg.mixer.layer().into());
+        }
+        keys
+    }
+}
+
+/// What we read of a transformers config, whatever the mixer.
 #[derive(Deserialize)]
 struct HubConfig {
     hidden_size: usize,
     num_hidden_layers: usize,
     vocab_size: usize,
+    #[serde(default = "default_epsilon")]
+    layer_norm_epsilon: f64,
+    #[serde(default = "yes")]
+    tie_word_embeddings: bool,
+    #[serde(default = "silu")]
+    hidden_act: String,
+}
+
+/// What we read of one with `"model_type": "mamba"`.
+#[derive(Deserialize)]
+struct HubMamba1 {
     state_size: usize,
     conv_kernel: usize,
     expand: usize,
@@ -96,12 +119,61 @@ struct HubConfig {
     use_bias: bool,
     #[serde(default = "yes")]
     use_conv_bias: bool,
-    #[serde(default = "default_epsilon")]
-    layer_norm_epsilon: f64,
+}
+
+/// What we read of one with `"model_type": "mamba2"`.
+#[derive(Deserialize)]
+struct HubMamba2 {
+    state_size: usize,
+    conv_kernel: usize,
+    expand: usize,
+    head_dim: usize,
+    num_heads: usize,
+    n_groups: usize,
+    #[serde(default)]
+    time_step_limit: DtLimit,
+    #[serde(default)]
+    use_bias: bool,
     #[serde(default = "yes")]
-    tie_word_embeddings: bool,
-    #[serde(default = "silu")]
-    hidden_act: String,
+    use_conv_bias: bool,
+}
+
+impl From<HubMamba1> for MixerConfig {
+    fn from(hub: HubMamba1) -> Self {
+        Self::Mamba1(Mamba1Config {
+            d_state: hub.state_size,
+            d_conv: hub.conv_kernel,
+            expand: hub.expand,
+            dt_rank: hub.time_step_rank,
+            bias: hub.use_bias,
+            conv_bias: hub.use_conv_bias,
+            ..Mamba1Config::default()
+        })
+    }
+}
+
+impl HubMamba2 {
+    fn mixer(self, hub: &HubConfig) -> crate::Result<MixerConfig> {
+        let Self { num_heads, head_dim, expand, .. } = self;
+        if num_heads.checked_mul(head_dim) != expand.checked_mul(hub.hidden_size) {
+            return Err(Error::Config(format!(
+                "num_heads {num_heads} of head_dim {head_dim} are not expand {expand} times hidden_size {}",
+                hub.hidden_size
+            )));
+        }
+        Ok(MixerConfig::Mamba2(Mamba2Config {
+            d_state: self.state_size,
+            d_conv: self.conv_kernel,
+            expand,
+            headdim: head_dim,
+            ngroups: self.n_groups,
+            norm_epsilon: hub.layer_norm_epsilon,
+            dt_limit: self.time_step_limit,
+            bias: self.use_bias,
+            conv_bias: self.use_conv_bias,
+            ..Mamba2Config::default()
+        }))
+    }
 }
 
 fn silu() -> String {
@@ -118,18 +190,27 @@ fn default_epsilon() -> f64 {
 
 impl LmConfig {
     /// Reads a config of either layout.
+    ///
+    /// A hub model of Mamba-2 with several groups is read as mamba_ssm computes it, with consecutive heads in one group and
+    /// a norm for each group; some versions of transformers compute another function of the same weights.
     pub fn from_json(json: &Value) -> crate::Result<Self> {
         let bad = |e: serde_json::Error| Error::Config(format!("language model config: {e}"));
-        if json.get("model_type").is_none() {
+        let Some(model_type) = json.get("model_type") else {
             return serde_json::from_value(json.clone()).map_err(bad);
-        }
-        if json["model_type"] != "mamba" {
-            return Err(Error::Config(format!("model_type is {}, expected \"mamba\"", json["model_type"])));
+        };
+        if model_type != "mamba" && model_type != "mamba2" {
+            return Err(Error::Config(format!(
+                "model_type is {model_type}, expected \"mamba\" or \"mamba2\""
+            )));
         }
         let hub: HubConfig = serde_json::from_value(json.clone()).map_err(bad)?;
         if !["silu", "swish"].contains(&hub.hidden_act.as_str()) {
             return Err(Error::Config(format!("hidden_act is {:?}, expected \"silu\"", hub.hidden_act)));
         }
+        let mixer = match model_type == "mamba" {
+            true => serde_json::from_value::<HubMamba1>(json.clone()).map_err(bad)?.into(),
+            false => serde_json::from_value::<HubMamba2>(json.clone()).map_err(bad)?.mixer(&hub)?,
+        };
         Ok(Self {
             d_model: hub.hidden_size,
             n_layer: hub.num_hidden_layers,
@@ -137,27 +218,13 @@ impl LmConfig {
             pad_vocab_size_multiple: 1,
             tie_embeddings: hub.tie_word_embeddings,
             norm_epsilon: hub.layer_norm_epsilon,
-            ssm_cfg: SsmConfig {
-                layer: None,
-                mixer: Mamba1Config {
-                    d_state: hub.state_size,
-                    d_conv: hub.conv_kernel,
-                    expand: hub.expand,
-                    dt_rank: hub.time_step_rank,
-                    bias: hub.use_bias,
-                    conv_bias: hub.use_conv_bias,
-                    ..Mamba1Config::default()
-                },
-            },
+            ssm_cfg: SsmConfig { mixer },
             ..Self::default()
         })
     }
 
     /// Refuses settings that make no model.
     pub fn validate(&self) -> crate::Result<()> {
-        if let Some(layer) = self.ssm_cfg.layer.as_deref().filter(|&l| l != "Mamba1") {
-            return Err(Error::Config(format!("ssm_cfg.layer is {layer:?}, expected \"Mamba1\"")));
-        }
         if !self.attn_layer_idx.is_empty() {
             return Err(Error::Config("attn_layer_idx: attention layers are not supported".into()));
         }

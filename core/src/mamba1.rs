@@ -10,10 +10,12 @@
 //!
 //! Projections that feed different places are written apart by one op: no `(B, L, ·)` tensor is split.
 
+pub use crate::mixer::Pass;
+use crate::mixer::{MixerOf, Projections, Ssm};
 use crate::nn::Linear;
 use crate::{Error, Init, ParamBuilder};
-use candle_core::{Module, Result, Tensor};
-use mamba_kernels::{CausalConv1d, Segments, SelectiveScan};
+use candle_core::{Module, Result, Tensor, bail};
+use mamba_kernels::{CausalConv1d, SelectiveScan};
 use serde::{Deserialize, Serialize};
 
 /// Hyper-parameters of the mixer, with upstream's names (`ssm_cfg`).
@@ -174,7 +176,7 @@ pub(crate) fn expect_possible(parameters: f64, what: impl FnOnce() -> String) ->
     Ok(())
 }
 
-/// What a mixer remembers of the tokens before: kept between [`Mamba1::step`]s or chunks of a sequence.
+/// What a mixer remembers of the tokens before: kept between steps or chunks of a sequence.
 ///
 /// A new state is that of the beginning of a sequence. Gradients flow through it from one chunk to the one before;
 /// [`Mamba1State::detach`] cuts them (truncated back-propagation through time).
@@ -196,17 +198,6 @@ impl Mamba1State {
     pub fn detach(&self) -> Self {
         Self { conv: self.conv.as_ref().map(Tensor::detach), ssm: self.ssm.as_ref().map(Tensor::detach) }
     }
-}
-
-/// How a sequence is run through a mixer.
-#[derive(Default)]
-pub struct Pass<'a> {
-    /// Which tokens form a sequence; by default each batch row.
-    pub segments: Option<&'a Segments>,
-    /// From the last token to the first.
-    pub reverse: bool,
-    /// State before, replaced by the state after.
-    pub state: Option<&'a mut Mamba1State>,
 }
 
 /// What lies between the projections: convolution, selective parameters, scan. Directions of a bidirectional mixer have
@@ -284,83 +275,30 @@ impl SelectiveSsm {
     }
 }
 
-/// The Mamba-1 mixer.
-#[derive(Clone, Debug)]
-pub struct Mamba1 {
-    in_proj: Linear,
-    ssm: SelectiveSsm,
-    out_proj: Linear,
-    d_inner: usize,
-}
+impl Ssm for SelectiveSsm {
+    type Config = Mamba1Config;
+    type State = Mamba1State;
 
-impl Mamba1 {
-    /// A mixer of width `d_model`; `n_residual` is the number of residual branches of the whole model, by whose root
-    /// upstream divides the initial `out_proj` (1 leaves it).
-    pub fn new(d_model: usize, cfg: &Mamba1Config, n_residual: usize, pb: &ParamBuilder) -> Result<Self> {
-        cfg.validate_for(d_model).map_err(candle_core::Error::wrap)?;
+    fn projections(d_model: usize, cfg: &Mamba1Config) -> crate::Result<Projections> {
+        cfg.validate_for(d_model)?;
         let d_inner = cfg.d_inner(d_model);
-        let out = pb.pp("out_proj");
-        let init = Init::linear(d_inner).scaled(1.0 / (n_residual.max(1) as f64).sqrt());
-        let out_bias = match cfg.bias {
-            true => Some(out.get_no_decay(d_model, "bias", Init::Zeros)?),
-            false => None,
-        };
-        let in_proj = pb.pp("in_proj");
-        let in_bias = match cfg.bias {
-            true => Some(in_proj.get_no_decay(2 * d_inner, "bias", Init::Zeros)?),
-            false => None,
-        };
-        Ok(Self {
-            in_proj: Linear::from_tensors(
-                in_proj.get((2 * d_inner, d_model), "weight", Init::linear(d_model))?,
-                in_bias,
-            ),
-            ssm: SelectiveSsm::new(d_model, cfg, pb)?,
-            out_proj: Linear::from_tensors(out.get((d_model, d_inner), "weight", init)?, out_bias),
-            d_inner,
-        })
+        Ok(Projections { d_in_proj: 2 * d_inner, d_inner, bias: cfg.bias })
     }
 
-    /// The input projections of `x` and of the gate `z`.
-    pub(crate) fn in_proj(&self) -> &Linear {
-        &self.in_proj
+    fn create(d_model: usize, cfg: &Mamba1Config, pb: &ParamBuilder) -> Result<Self> {
+        Self::new(d_model, cfg, pb)
     }
 
-    pub(crate) fn ssm(&self) -> &SelectiveSsm {
-        &self.ssm
+    fn project(&self, in_proj: &Linear, x: &Tensor) -> Result<Vec<Tensor>> {
+        let d_inner = self.d.dim(0)?;
+        Ok(in_proj.split(x, [d_inner; 2])?.into()) // x, z (B, L, d_inner)
     }
 
-    pub(crate) fn out_proj(&self) -> &Linear {
-        &self.out_proj
-    }
-
-    pub(crate) fn d_inner(&self) -> usize {
-        self.d_inner
-    }
-
-    /// `(B, L, d_model)` → `(B, L, d_model)`; every row is a sequence from its beginning.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.forward_pass(x, Pass::default())
-    }
-
-    /// The same for packed or padded sequences, and from and to a state: prefill, or a chunk of a longer sequence.
-    pub fn forward_with(
-        &self,
-        x: &Tensor,
-        segments: Option<&Segments>,
-        state: Option<&mut Mamba1State>,
-    ) -> Result<Tensor> {
-        self.forward_pass(x, Pass { segments, reverse: false, state })
-    }
-
-    /// One token: `(B, d_model)` → `(B, d_model)`.
-    pub fn step(&self, x: &Tensor, state: &mut Mamba1State) -> Result<Tensor> {
-        self.forward_with(&x.unsqueeze(1)?, None, Some(state))?.squeeze(1)
-    }
-
-    /// `(B, L, d_model)` → `(B, L, d_model)`, any way.
-    pub fn forward_pass(&self, x: &Tensor, pass: Pass<'_>) -> Result<Tensor> {
-        let [x, z] = self.in_proj.split(x, [self.d_inner; 2])?; // (B, L, d_inner)
-        self.out_proj.forward(&self.ssm.forward(&x, &z, pass)?)
+    fn mix(&self, projected: &[Tensor], pass: Pass<'_>) -> Result<Tensor> {
+        let [x, z] = projected else { bail!("Mamba-1 mixes x and z, got {} tensors", projected.len()) };
+        self.forward(x, z, pass)
     }
 }
+
+/// The Mamba-1 mixer.
+pub type Mamba1 = MixerOf<SelectiveSsm>;

@@ -3,7 +3,7 @@
 use crate::tokenizer;
 use mamba_core::bidirectional::Combine;
 use mamba_core::nn::NormKind;
-use mamba_core::{Error, Mamba1Config};
+use mamba_core::{Error, MixerConfig};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -19,7 +19,7 @@ pub struct CaduceusConfig {
     /// Tokens, before padding.
     pub vocab_size: usize,
     /// The mixers.
-    pub ssm_cfg: Mamba1Config,
+    pub ssm_cfg: MixerConfig,
     /// RMS norm, or layer norm.
     pub rms_norm: bool,
     /// Upstream keeps the residual in f32; ours has the type of the model.
@@ -74,7 +74,7 @@ impl Default for CaduceusConfig {
             d_model: 128,
             n_layer: 4,
             vocab_size: tokenizer::VOCAB_SIZE,
-            ssm_cfg: Mamba1Config::default(),
+            ssm_cfg: MixerConfig::default(),
             rms_norm: true,
             residual_in_fp32: false,
             fused_add_norm: true,
