@@ -2,7 +2,9 @@
 #![doc = include_str!("../README.md")]
 
 pub mod causal_conv1d;
+pub mod cross_entropy;
 mod fused;
+pub mod gelu;
 pub mod linear;
 pub mod norm;
 pub mod segments;
@@ -11,9 +13,13 @@ mod shared;
 mod simd;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod top_k;
 
 pub use causal_conv1d::{CausalConv1d, causal_conv1d_update};
+pub use cross_entropy::linear_cross_entropy;
+pub use gelu::gelu;
 pub use linear::linear;
 pub use norm::Norm;
 pub use segments::{Segment, Segments};
 pub use selective_scan::{SelectiveScan, selective_state_update};
+pub use top_k::top_k;

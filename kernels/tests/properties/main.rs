@@ -2,8 +2,11 @@
 //! sizes, the direction, the segments, the chunks and the number of threads.
 
 mod causal_conv1d;
+mod cross_entropy;
+mod gelu;
 mod linear;
 mod norm;
 mod selective_scan;
 mod support;
 mod threads;
+mod top_k;
