@@ -29,8 +29,22 @@ pub struct Columns {
 }
 
 const USER: [&str; 7] = ["user_id", "user", "userid", "uid", "customer_id", "visitorid", "reviewerid"];
-const ITEM: [&str; 10] =
-    ["item_id", "item", "itemid", "iid", "movie_id", "movieid", "movie", "product_id", "asin", "parent_asin"];
+const ITEM: [&str; 14] = [
+    "item_id",
+    "item",
+    "itemid",
+    "iid",
+    "movie_id",
+    "movieid",
+    "movie",
+    "product_id",
+    "asin",
+    "parent_asin",
+    "items",
+    "history",
+    "item_ids",
+    "item_seq",
+];
 const TIME: [&str; 7] = ["timestamp", "time", "ts", "unixreviewtime", "event_time", "datetime", "date"];
 
 impl ColumnNames {

@@ -1,6 +1,6 @@
 //! Interaction logs: from files to sequences of items, and what of them is held out.
 //!
-//! [`read`] knows RecBole's atomic files, CSV, TSV, Parquet and three plain text layouts, and gives a [`Log`]: who
+//! [`read_all`] knows RecBole's atomic files, CSV, TSV, Parquet and three plain text layouts, and gives a [`Log`]: who
 //! touched what, in file order, perhaps with times. [`Dataset::new`] filters it (k-core, duplicates, short histories),
 //! orders each user's events by time (ties and missing times keep the file's order) and numbers the items.
 //! [`Split`] says which events are trained on and which are asked for.
@@ -10,11 +10,12 @@ mod filter;
 mod read;
 mod sample;
 mod split;
+mod table;
 mod text;
 
 pub use columns::{ColumnNames, Columns};
 pub use filter::{Dataset, Duplicates, FilterConfig};
-pub use read::{Layout, ReadOptions, files_of, read, read_all};
+pub use read::{Layout, ReadOptions, files_of, for_each_chunk, read_all};
 pub use sample::SampleConfig;
 pub use split::{Query, Split, SplitConfig};
 
