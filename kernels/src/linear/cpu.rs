@@ -1,8 +1,8 @@
 //! Linear maps on the CPU: matrix products by the gemm crate, on all cores when they are worth it.
-#![allow(unsafe_code)] // gemm takes pointers
 
+use crate::matrix::{self, Matrix, MatrixMut};
 use crate::simd::Real;
-use gemm::{Parallelism, gemm};
+use gemm::Parallelism;
 use rayon::prelude::*;
 
 /// Multiplications under which one core is faster than waking the others.
@@ -10,69 +10,14 @@ const PARALLEL_FROM: usize = 1 << 20;
 /// Rows that one task adds up for the bias gradient.
 const SUM_ROWS: usize = 256;
 
-/// A row-major matrix, or the transpose of one.
-#[derive(Clone, Copy)]
-struct Matrix<'a, T> {
-    data: &'a [T],
-    rows: usize,
-    columns: usize,
-    transposed: bool,
-}
-
-impl<'a, T> Matrix<'a, T> {
-    /// `rows × columns`, row-major.
-    fn new(data: &'a [T], rows: usize, columns: usize) -> Self {
-        assert_eq!(data.len(), rows * columns, "a matrix of {rows} × {columns}");
-        Self { data, rows, columns, transposed: false }
-    }
-
-    fn t(self) -> Self {
-        Self { rows: self.columns, columns: self.rows, transposed: !self.transposed, ..self }
-    }
-
-    /// Strides from row to row and from column to column.
-    fn strides(&self) -> (isize, isize) {
-        match self.transposed {
-            false => (self.columns as isize, 1),
-            true => (1, self.rows as isize),
-        }
-    }
-}
-
-/// `out = a·b`, or `out += a·b`; `out` is row-major.
+/// `out = a·b`, or `out += a·b`, on all cores when that is worth it; `out` is row-major.
 fn multiply<T: Real>(out: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>, add: bool) {
-    let (m, k, n) = (a.rows, a.columns, b.columns);
-    assert!(b.rows == k && out.len() == m * n, "matrix shapes do not fit");
+    let (m, k, n) = (a.rows(), a.columns(), b.columns());
     let parallelism = match m * k * n < PARALLEL_FROM {
         true => Parallelism::None,
         false => Parallelism::Rayon(0),
     };
-    let one = T::from_f64(1.0);
-    let ((a_rows, a_columns), (b_rows, b_columns)) = (a.strides(), b.strides());
-    // SAFETY: the slices hold all elements that the sizes and strides reach, and `out` overlaps neither input.
-    unsafe {
-        gemm(
-            m,
-            n,
-            k,
-            out.as_mut_ptr(),
-            1,
-            n as isize,
-            add,
-            a.data.as_ptr(),
-            a_columns,
-            a_rows,
-            b.data.as_ptr(),
-            b_columns,
-            b_rows,
-            one,
-            one,
-            false,
-            false,
-            false,
-            parallelism,
-        );
-    }
+    matrix::multiply(MatrixMut::new(out, m, n), a, b, add, parallelism);
 }
 
 /// The parts of the output, row-major.

@@ -7,6 +7,7 @@ mod gelu;
 mod linear;
 mod norm;
 mod selective_scan;
+mod ssd;
 mod support;
 mod threads;
 mod top_k;

@@ -1,7 +1,7 @@
 //! Same inputs, same bits, whatever the number of threads, forward and backward.
 
 use crate::support::{Arrangement, Evaluated, evaluate, expect_same_bits};
-use crate::{causal_conv1d, cross_entropy, linear, norm, selective_scan};
+use crate::{causal_conv1d, cross_entropy, linear, norm, selective_scan, ssd};
 use candle_core::{DType, Result, Tensor};
 use rayon::ThreadPoolBuilder;
 
@@ -45,6 +45,25 @@ fn scans_give_the_same_bits() -> Result<()> {
         expect_same_bits_on_any_pool(&format!("{case:?}"), &selective_scan::NAMES, &x, |x| case.kernel(x))?;
         let x = crate::support::cast(&x, DType::F64)?;
         expect_same_bits_on_any_pool(&format!("{case:?}"), &selective_scan::NAMES, &x, |x| case.kernel(x))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn dual_scans_give_the_same_bits() -> Result<()> {
+    use ssd::{Case, NAMES, full};
+    let cases = [
+        full(3, 200, (6, 2), 16, 8),
+        full(1, 40, (24, 1), 64, 16), // heads of one group shared out to several units
+        full(1, 1500, (2, 2), 8, 128),
+        Case { reverse: true, arrangement: Arrangement::Packed, ..full(2, 300, (4, 1), 5, 7) },
+    ];
+    for case in cases {
+        let x = case.inputs()?;
+        for dtype in [DType::F32, DType::F64] {
+            let x = crate::support::cast(&x, dtype)?;
+            expect_same_bits_on_any_pool(&format!("{case:?}"), &NAMES, &x, |x| case.kernel(x))?;
+        }
     }
     Ok(())
 }
