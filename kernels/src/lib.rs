@@ -2,7 +2,9 @@
 #![doc = include_str!("../README.md")]
 
 pub mod causal_conv1d;
+pub mod conv2d;
 mod fused;
+pub mod instance_norm;
 pub mod linear;
 pub mod norm;
 pub mod segments;
@@ -13,6 +15,8 @@ mod simd;
 pub mod testing;
 
 pub use causal_conv1d::{CausalConv1d, causal_conv1d_update};
+pub use conv2d::{Conv2d, conv_transpose2d, conv2d};
+pub use instance_norm::instance_norm;
 pub use linear::linear;
 pub use norm::Norm;
 pub use segments::{Segment, Segments};

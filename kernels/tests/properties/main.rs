@@ -2,6 +2,8 @@
 //! sizes, the direction, the segments, the chunks and the number of threads.
 
 mod causal_conv1d;
+mod conv2d;
+mod instance_norm;
 mod linear;
 mod norm;
 mod selective_scan;
