@@ -7,7 +7,8 @@
 //! - [`models`]: Mamba4Rec and what it is compared with; [`baselines`]: popularity, Markov chain;
 //! - [`sampler`], [`task`]: packed training batches and the losses over them;
 //! - [`metrics`], [`eval`]: full ranking;
-//! - [`checkpoint`], [`recommender`]: a trained model at work.
+//! - [`checkpoint`], [`recommender`]: a trained model at work;
+//! - [`score`]: recommendations for many users.
 
 pub mod baselines;
 pub mod checkpoint;
@@ -20,6 +21,7 @@ pub mod metrics;
 pub mod models;
 pub mod recommender;
 pub mod sampler;
+pub mod score;
 pub mod task;
 
 pub use checkpoint::RecCheckpoint;

@@ -19,6 +19,8 @@ enum Command {
     Train(commands::train::Args),
     /// Measure a model, or a baseline, on the held-out events of a log
     Eval(commands::eval::Args),
+    /// Recommend items to every user of some event files: a batch job
+    Score(commands::score::Args),
     /// Say what is in a checkpoint
     Info(commands::info::Args),
     /// Print a completion script for a shell
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
     mamba_core::cli::run_main(|| match cli.command {
         Command::Train(args) => commands::train::run(args),
         Command::Eval(args) => commands::eval::run(args),
+        Command::Score(args) => commands::score::run(args),
         Command::Info(args) => commands::info::run(args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "mamba-recsys", &mut std::io::stdout());

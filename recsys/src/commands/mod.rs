@@ -3,4 +3,5 @@
 pub(crate) mod eval;
 pub(crate) mod info;
 pub(crate) mod log;
+pub(crate) mod score;
 pub(crate) mod train;
