@@ -103,9 +103,10 @@ impl RecCheckpoint {
     /// Weights that are not those of the configuration.
     pub fn recommender(&self, max_length: Option<usize>, dtype: DType, device: &Device) -> Result<Recommender> {
         let params = Params::frozen(self.tensors.clone(), dtype, device);
-        let max_length = max_length.unwrap_or(self.config.max_length);
         let problem = |e: Error| Error::Checkpoint { path: self.path.clone(), message: e.to_string() };
-        Recommender::new(&self.config.model, self.config.n_items, max_length, &params).map_err(problem)
+        let CheckpointConfig { n_items, max_length: trained, model } = &self.config;
+        let recommender = Recommender::new(model, *n_items, *trained, &params).map_err(problem)?;
+        max_length.map_or(Ok(recommender.clone()), |max_length| recommender.with_max_length(max_length))
     }
 }
 

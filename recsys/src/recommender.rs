@@ -36,6 +36,19 @@ impl Recommender {
         Self::new(cfg, n_items, max_length, &frozen)
     }
 
+    /// The same model over more or fewer items of each history.
+    ///
+    /// # Errors
+    /// None at all, or more than the model has positions for.
+    pub fn with_max_length(self, max_length: usize) -> mamba_core::Result<Self> {
+        let most = self.model.positions().unwrap_or(usize::MAX);
+        if !(1..=most).contains(&max_length) {
+            let problem = format!("histories of {max_length} items: the model takes 1 to {most}");
+            return Err(mamba_core::Error::Config(problem));
+        }
+        Ok(Self { max_length, ..self })
+    }
+
     /// Rows of the item table: items and padding.
     pub fn n_items(&self) -> usize {
         self.n_items
@@ -59,9 +72,9 @@ impl Recommender {
             cu_seqlens.push(items.len());
         }
         let last: Vec<u32> = cu_seqlens[1..].iter().map(|&end| end as u32 - 1).collect();
-        if items.len() < FEWEST_ITEMS {
-            items.resize(FEWEST_ITEMS, 0);
-            cu_seqlens.push(FEWEST_ITEMS);
+        while items.len() < FEWEST_ITEMS {
+            items.resize(FEWEST_ITEMS.min(items.len() + self.max_length), 0);
+            cu_seqlens.push(items.len());
         }
         let len = items.len();
         let items = Tensor::from_vec(items, (1, len), &self.device)?;

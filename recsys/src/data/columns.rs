@@ -139,12 +139,11 @@ pub(crate) fn times(column: &Column, place: Place<'_>) -> Result<Vec<f64>> {
         column.cast(&microseconds).and_then(|times| times.cast(&DataType::Int64)).map_err(polars)?
     } else if let Ok(texts) = column.str() {
         let is_number = texts.iter().flatten().next().is_none_or(|text| text.trim().parse::<f64>().is_ok());
-        if is_number {
-            let parsed = texts.iter().map(|text| text?.trim().parse::<f64>().ok());
-            Float64Chunked::from_iter_options(column.name().clone(), parsed).into_column()
-        } else {
-            column.cast(&microseconds).and_then(|times| times.cast(&DataType::Int64)).map_err(polars)?
-        }
+        let parsed = texts.iter().map(|text| match is_number {
+            true => text?.trim().parse::<f64>().ok(),
+            false => date(text?.trim()),
+        });
+        Float64Chunked::from_iter_options(column.name().clone(), parsed).into_column()
     } else {
         column.clone()
     };
@@ -153,5 +152,64 @@ pub(crate) fn times(column: &Column, place: Place<'_>) -> Result<Vec<f64>> {
     match values.iter().position(|time| time.is_none_or(|time| !time.is_finite())) {
         Some(row) => Err(place.error(column, row, EXPECTED)),
         None => Ok(values.iter().flatten().collect()),
+    }
+}
+
+/// Microseconds since 1970 of `2024-01-31`, with a time of day (`T` or a space before it), a fraction of the second, and
+/// `Z` or an offset. The days follow Howard Hinnant's `days_from_civil`.
+fn date(text: &str) -> Option<f64> {
+    let (day, rest) = text.split_at_checked(10)?;
+    let mut parts = day.split('-').map(|part| part.parse::<i64>().ok());
+    let (year, month, day) = (parts.next()??, parts.next()??, parts.next()??);
+    if !((1..=12).contains(&month) && (1..=31).contains(&day)) {
+        return None;
+    }
+    let year = year - i64::from(month <= 2);
+    let era = year.div_euclid(400);
+    let year_of_era = year.rem_euclid(400);
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    let days = era * 146_097 + day_of_era - 719_468;
+
+    let mut seconds = 0.0;
+    if let Some(time) = rest.strip_prefix(['T', ' ']) {
+        let (clock, offset) = match time.find(['Z', '+', '-']) {
+            Some(place) => time.split_at(place),
+            None => (time, ""),
+        };
+        seconds = clock_seconds(clock)?;
+        seconds -= match offset.strip_prefix(['+', '-']) {
+            Some(hours) if offset.starts_with('-') => -clock_seconds(hours)?,
+            Some(hours) => clock_seconds(hours)?,
+            None => 0.0,
+        };
+    } else if !rest.is_empty() {
+        return None;
+    }
+    Some((days as f64 * 86_400.0 + seconds) * 1e6)
+}
+
+/// Seconds of `10:00`, `10:00:59` or `10:00:59.5`.
+fn clock_seconds(text: &str) -> Option<f64> {
+    let mut parts = text.trim().splitn(3, ':').map(|part| part.parse::<f64>().ok().filter(|x| (0.0..61.0).contains(x)));
+    let (hours, minutes, seconds) = (parts.next()??, parts.next()??, parts.next().unwrap_or(Some(0.0))?);
+    Some(hours * 3600.0 + minutes * 60.0 + seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_microseconds_since_1970() {
+        let seconds = |text: &str| date(text).map(|time| time / 1e6);
+        assert_eq!(seconds("1970-01-01"), Some(0.0));
+        assert_eq!(seconds("2024-02-29T12:00:00Z"), Some(1_709_208_000.0));
+        assert_eq!(seconds("2024-02-29 14:30:00.5+02:30"), Some(1_709_208_000.5));
+        assert_eq!(seconds("1969-12-31 23:59"), Some(-60.0));
+        assert_eq!(seconds("2000-02-29T00:00:00-01:00"), Some(951_786_000.0));
+        for text in ["", "soon", "2024-13-01", "2024-01-32", "2024-01-01x", "2024-01-01 99:00", "2024-1-1", "20240101"] {
+            assert_eq!(date(text), None, "{text:?}");
+        }
     }
 }

@@ -35,7 +35,7 @@ fn every_layout_holds_the_same_events() {
         header.to_string() + &rows.collect::<String>()
     };
     let mut frame = df!(
-        "user" => [7i32, 7, 8, 8], "other" => [true; 4], "movieId" => ["30", "10", "30", "20"], "ts" => [5u8, 6, 2, 9]
+        "user" => [7i32, 7, 8, 8], "other" => [true; 4], "movieId" => ["30", "10", "30", "20"], "ts" => [5i32, 6, 2, 9]
     )
     .unwrap();
     let parquet = dir.path().join("a.parquet");

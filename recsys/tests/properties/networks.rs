@@ -97,7 +97,7 @@ fn the_model_learns_what_a_markov_chain_cannot() {
     let sample = SampleConfig { users: 300, events: 40, genres: 5, items_per_genre: 8, ..SampleConfig::default() };
     let data = TrainingData::new(&sample.log(), &DataConfig::default()).unwrap();
     let mut cfg = config(small_config(1), Loss::Softmax, Positions::All);
-    let ModelConfig::Mamba4Rec(model) = &mut cfg.model;
+    let ModelConfig::Mamba4Rec(model) = &mut cfg.model else { unreachable!() };
     (model.hidden_size, model.mixer.d_state, model.dropout_prob) = (32, 16, 0.0);
     let params = Params::fresh(1, DType::F32, &Device::Cpu);
     let mut task = Training::new(&cfg, &data, params.clone()).unwrap();

@@ -4,7 +4,7 @@ use candle_core::{DType, Device};
 use mamba_core::Params;
 use mamba_recsys::config::DataConfig;
 use mamba_recsys::data::{Log, SampleConfig};
-use mamba_recsys::models::{Mamba4RecConfig, ModelConfig};
+use mamba_recsys::models::{Mamba4RecConfig, ModelConfig, RecMambaConfig, SasRecConfig};
 use mamba_recsys::task::TrainingData;
 use mamba_recsys::{Ids, Model};
 
@@ -33,7 +33,10 @@ pub(crate) fn small_config(num_layers: usize) -> ModelConfig {
 
 /// Every model, small.
 pub(crate) fn small_models() -> Vec<ModelConfig> {
-    vec![small_config(1), small_config(2)]
+    let mut recmamba = RecMambaConfig { hidden_size: 16, ..RecMambaConfig::default() };
+    recmamba.mixer.d_state = 4;
+    let sasrec = SasRecConfig { hidden_size: 16, inner_size: 32, ..SasRecConfig::default() };
+    vec![small_config(1), small_config(2), ModelConfig::RecMamba(recmamba), ModelConfig::SasRec(sasrec)]
 }
 
 pub(crate) fn fresh(cfg: &ModelConfig, n_items: usize, dtype: DType) -> (Model, Params) {
