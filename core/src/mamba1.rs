@@ -44,6 +44,10 @@ pub struct Mamba1Config {
     pub conv_bias: bool,
     /// Whether `in_proj` and `out_proj` have one.
     pub bias: bool,
+    /// The gate of Mamba+ (Liang et al. 2024, arXiv 2404.15772, section 3.2): `(C·h) · silu(z) + D·x · (1 - σ(z))`,
+    /// where the skip passes through what the gate keeps out.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub forget_gate: bool,
     /// Upstream's switch between two code paths of one function; read and written, never used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub use_fast_path: Option<bool>,
@@ -63,6 +67,7 @@ impl Default for Mamba1Config {
             dt_init_floor: 1e-4,
             conv_bias: true,
             bias: false,
+            forget_gate: false,
             use_fast_path: None,
         }
     }
@@ -211,6 +216,7 @@ pub struct SelectiveSsm {
     dt_bias: Tensor,
     a_log: Tensor,
     d: Tensor,
+    forget_gate: bool,
 }
 
 impl SelectiveSsm {
@@ -240,6 +246,7 @@ impl SelectiveSsm {
             dt_bias: pb.pp("dt_proj").get_no_decay(d_inner, "bias", dt_bias)?,
             a_log: pb.get_no_decay((d_inner, n), "A_log", Init::S4dReal)?,
             d: pb.get_no_decay(d_inner, "D", Init::Ones)?,
+            forget_gate: cfg.forget_gate,
         })
     }
 
@@ -260,18 +267,33 @@ impl SelectiveSsm {
         let (rank, n) = (self.dt.weight().dim(1)?, self.a_log.dim(1)?);
         let [dt_low, b, c] = self.x_proj.split(&x, [rank, n, n])?; // (B, L, ·)
         let delta = self.dt.forward(&dt_low)?; // (B, L, d_inner)
-        let a = self.a_log.exp()?.neg()?;
+        // One token from a zero state: y = (B·C) δ x + D x, whatever A is. A single state does the work of all.
+        let (a, b, c) = match x.dim(1)? == 1 && segments.is_none() && state.is_none() {
+            true => (self.d.ones_like()?.neg()?.unsqueeze(1)?, b.narrow(2, 0, 1)?.ones_like()?, (b * c)?.sum_keepdim(2)?),
+            false => (self.a_log.exp()?.neg()?, b, c),
+        };
         let mut scan = SelectiveScan::new(&x, &delta, &a, &b, &c)
-            .skip(&self.d)
             .gate(z)
             .delta_bias(&self.dt_bias)
             .softplus(true)
             .reverse(reverse);
+        if !self.forget_gate {
+            scan = scan.skip(&self.d);
+        }
         scan = segments.into_iter().fold(scan, |scan, segments| scan.segments(segments));
-        let Some(state) = state else { return scan.run() };
-        let (y, ssm) = state.ssm.iter().fold(scan, |scan, s| scan.initial_state(s)).run_with_state()?;
-        *state = Mamba1State { conv: conv_state, ssm: Some(ssm) };
-        Ok(y)
+        let y = match state {
+            None => scan.run()?,
+            Some(state) => {
+                let scan = state.ssm.iter().fold(scan, |scan, s| scan.initial_state(s));
+                let (y, ssm) = scan.run_with_state()?;
+                *state = Mamba1State { conv: conv_state, ssm: Some(ssm) };
+                y
+            }
+        };
+        match self.forget_gate {
+            false => Ok(y),
+            true => y + (x.broadcast_mul(&self.d)? * candle_nn::ops::sigmoid(&z.neg()?)?)?,
+        }
     }
 }
 

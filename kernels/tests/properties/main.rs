@@ -2,9 +2,14 @@
 //! sizes, the direction, the segments, the chunks and the number of threads.
 
 mod causal_conv1d;
+mod conv2d;
+mod cross_entropy;
+mod gelu;
+mod instance_norm;
 mod linear;
 mod norm;
 mod selective_scan;
 mod ssd;
 mod support;
 mod threads;
+mod top_k;

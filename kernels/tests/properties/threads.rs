@@ -1,7 +1,7 @@
 //! Same inputs, same bits, whatever the number of threads, forward and backward.
 
 use crate::support::{Arrangement, Evaluated, evaluate, expect_same_bits};
-use crate::{causal_conv1d, linear, norm, selective_scan, ssd};
+use crate::{causal_conv1d, cross_entropy, linear, norm, selective_scan, ssd};
 use candle_core::{DType, Result, Tensor};
 use rayon::ThreadPoolBuilder;
 
@@ -94,6 +94,18 @@ fn linear_maps_give_the_same_bits() -> Result<()> {
         let x = linear::inputs(dims, parts)?;
         let map = |x: &[Tensor]| mamba_kernels::linear(&x[0], &x[1], Some(&x[2]), parts);
         expect_same_bits_on_any_pool(&format!("{dims:?} to {parts:?}"), &linear::NAMES, &x, map)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn cross_entropies_give_the_same_bits() -> Result<()> {
+    for (rows, d, classes) in [(1500, 16, 300), (200, 3, 9000)] {
+        let (x, targets) = (cross_entropy::inputs(rows, d, classes)?, cross_entropy::targets(rows, classes)?);
+        let label = format!("{rows} rows of {d}, {classes} classes");
+        expect_same_bits_on_any_pool(&label, &cross_entropy::NAMES, &x, |x| {
+            Ok(vec![mamba_kernels::linear_cross_entropy(&x[0], &x[1], &targets)?])
+        })?;
     }
     Ok(())
 }
