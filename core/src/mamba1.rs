@@ -219,6 +219,8 @@ pub struct SelectiveSsm {
     dt: Linear,
     dt_bias: Tensor,
     a_log: Tensor,
+    /// `-exp(A_log)`, kept where it cannot change.
+    a: Option<Tensor>,
     d: Tensor,
 }
 
@@ -241,13 +243,16 @@ impl SelectiveSsm {
             DtInit::Constant => Init::Const(bound),
         };
         let dt_bias = Init::DtBias { min: cfg.dt_min, max: cfg.dt_max, floor: cfg.dt_init_floor };
+        let a_log = pb.get_no_decay((d_inner, n), "A_log", Init::S4dReal)?;
+        let a = if a_log.is_variable() { None } else { Some(a_log.exp()?.neg()?) };
         Ok(Self {
             conv_weight,
             conv_bias,
             x_proj,
-            dt: Linear::from_tensors(pb.pp("dt_proj").get((d_inner, rank), "weight", dt_init)?, None),
+            dt: Linear::with_init((d_inner, rank), dt_init, None, &pb.pp("dt_proj"))?,
             dt_bias: pb.pp("dt_proj").get_no_decay(d_inner, "bias", dt_bias)?,
-            a_log: pb.get_no_decay((d_inner, n), "A_log", Init::S4dReal)?,
+            a_log,
+            a,
             d: pb.get_no_decay(d_inner, "D", Init::Ones)?,
         })
     }
@@ -269,7 +274,10 @@ impl SelectiveSsm {
         let (rank, n) = (self.dt.weight().dim(1)?, self.a_log.dim(1)?);
         let [dt_low, b, c] = self.x_proj.split(&x, [rank, n, n])?; // (B, L, ·)
         let delta = self.dt.forward(&dt_low)?; // (B, L, d_inner)
-        let a = self.a_log.exp()?.neg()?;
+        let a = match &self.a {
+            Some(a) => a.clone(),
+            None => self.a_log.exp()?.neg()?,
+        };
         let mut scan = SelectiveScan::new(&x, &delta, &a, &b, &c)
             .skip(&self.d)
             .gate(z)
@@ -299,24 +307,13 @@ impl Mamba1 {
     pub fn new(d_model: usize, cfg: &Mamba1Config, n_residual: usize, pb: &ParamBuilder) -> Result<Self> {
         cfg.validate_for(d_model).map_err(candle_core::Error::wrap)?;
         let d_inner = cfg.d_inner(d_model);
-        let out = pb.pp("out_proj");
-        let init = Init::linear(d_inner).scaled(1.0 / (n_residual.max(1) as f64).sqrt());
-        let out_bias = match cfg.bias {
-            true => Some(out.get_no_decay(d_model, "bias", Init::Zeros)?),
-            false => None,
-        };
-        let in_proj = pb.pp("in_proj");
-        let in_bias = match cfg.bias {
-            true => Some(in_proj.get_no_decay(2 * d_inner, "bias", Init::Zeros)?),
-            false => None,
-        };
+        let out_init = Init::linear(d_inner).scaled(1.0 / (n_residual.max(1) as f64).sqrt());
+        let bias = || cfg.bias.then_some(Init::Zeros);
+        let (in_pb, out_pb) = (pb.pp("in_proj"), pb.pp("out_proj"));
         Ok(Self {
-            in_proj: Linear::from_tensors(
-                in_proj.get((2 * d_inner, d_model), "weight", Init::linear(d_model))?,
-                in_bias,
-            ),
+            in_proj: Linear::with_init((2 * d_inner, d_model), Init::linear(d_model), bias(), &in_pb)?,
             ssm: SelectiveSsm::new(d_model, cfg, pb)?,
-            out_proj: Linear::from_tensors(out.get((d_model, d_inner), "weight", init)?, out_bias),
+            out_proj: Linear::with_init((d_model, d_inner), out_init, bias(), &out_pb)?,
             d_inner,
         })
     }

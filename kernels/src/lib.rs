@@ -13,6 +13,7 @@ mod simd;
 pub mod testing;
 
 pub use causal_conv1d::{CausalConv1d, causal_conv1d_update};
+pub use linear::compact::{linear_compact, quantize_rows};
 pub use linear::linear;
 pub use norm::Norm;
 pub use segments::{Segment, Segments};
