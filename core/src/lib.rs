@@ -23,13 +23,19 @@ pub mod checkpoint;
 pub mod device;
 pub mod error;
 pub mod files;
+#[cfg(feature = "lm")]
+pub mod generate;
 pub mod init;
 #[cfg(feature = "lm")]
 pub mod lm;
+pub mod lora;
 pub mod mamba1;
 pub mod nn;
 pub mod params;
+pub mod quant;
 pub mod rng;
+#[cfg(feature = "lm")]
+pub mod text;
 
 #[cfg(feature = "cli")]
 pub mod cli;
@@ -51,6 +57,8 @@ pub use checkpoint::Checkpoint;
 pub use device::DeviceChoice;
 pub use error::{Error, Result};
 pub use init::Init;
+pub use lora::LoraConfig;
 pub use mamba1::{Mamba1, Mamba1Config, Mamba1State};
 pub use params::{Param, ParamBuilder, Params};
+pub use quant::WeightFormat;
 pub use rng::{Rng, dropout};
