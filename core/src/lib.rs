@@ -34,6 +34,7 @@ pub mod nn;
 pub mod params;
 pub mod quant;
 pub mod rng;
+pub mod scan_order;
 #[cfg(feature = "lm")]
 pub mod text;
 

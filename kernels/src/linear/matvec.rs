@@ -12,49 +12,38 @@ pub(super) const FEW_ROWS: usize = 4;
 const TASK_BYTES: usize = 1 << 16;
 /// Weight rows that share each load of `x`.
 const ROWS: usize = 4;
+/// Weights of a row that are widened at once: they stay in the first-level cache.
+const BLOCK: usize = 256;
 
 /// A stored weight that widens to activations of type `T`.
 pub(super) trait Weight<T: Real>: Copy + Send + Sync {
-    /// As many weights as a register of `T` holds, or fewer, with zeros behind them.
-    fn widen_from<S: Simd>(s: S, w: &[Self]) -> T::V<S>;
-
     fn widen(self) -> T;
+
+    /// The weights as activations, in `buffer` where they are not such already. A plain loop, which the compiler turns
+    /// into vector conversions of the instruction set that it is inlined into.
+    #[inline(always)]
+    fn widen_block<'a>(weights: &'a [Self], buffer: &'a mut [T; BLOCK]) -> &'a [T] {
+        let buffer = &mut buffer[..weights.len()];
+        for (out, weight) in buffer.iter_mut().zip(weights) {
+            *out = weight.widen();
+        }
+        buffer
+    }
 }
 
 impl<T: Real> Weight<T> for T {
     #[inline(always)]
-    fn widen_from<S: Simd>(s: S, w: &[Self]) -> T::V<S> {
-        T::load(s, w)
-    }
-
-    #[inline(always)]
     fn widen(self) -> T {
         self
     }
-}
 
-/// Widens lane by lane; with a whole register's worth of weights the compiler makes this a vector conversion.
-#[inline(always)]
-fn widen_lanes<S: Simd, W: Weight<f32>>(s: S, w: &[W]) -> S::f32s {
-    let mut lanes = [0f32; 16];
-    if w.len() >= S::F32_LANES {
-        for (lane, w) in lanes[..S::F32_LANES].iter_mut().zip(&w[..S::F32_LANES]) {
-            *lane = w.widen();
-        }
-    } else {
-        for (lane, w) in lanes.iter_mut().zip(w) {
-            *lane = w.widen();
-        }
+    #[inline(always)]
+    fn widen_block<'a>(weights: &'a [T], _: &'a mut [T; BLOCK]) -> &'a [T] {
+        weights
     }
-    Real::load(s, &lanes[..S::F32_LANES])
 }
 
 impl Weight<f32> for bf16 {
-    #[inline(always)]
-    fn widen_from<S: Simd>(s: S, w: &[Self]) -> S::f32s {
-        widen_lanes(s, w)
-    }
-
     #[inline(always)]
     fn widen(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
@@ -62,11 +51,6 @@ impl Weight<f32> for bf16 {
 }
 
 impl Weight<f32> for f16 {
-    #[inline(always)]
-    fn widen_from<S: Simd>(s: S, w: &[Self]) -> S::f32s {
-        widen_lanes(s, w)
-    }
-
     /// Exact for all finite values: the fields move to their places in an f32, and a product corrects the exponent's
     /// bias, which makes normal numbers of subnormal ones too.
     #[inline(always)]
@@ -80,11 +64,6 @@ impl Weight<f32> for f16 {
 
 /// The bits of an `i8`: candle has no such type, so that tensors hold them as U8.
 impl Weight<f32> for u8 {
-    #[inline(always)]
-    fn widen_from<S: Simd>(s: S, w: &[Self]) -> S::f32s {
-        widen_lanes(s, w)
-    }
-
     #[inline(always)]
     fn widen(self) -> f32 {
         f32::from(self as i8)
@@ -160,20 +139,27 @@ impl<T: Real, W: Weight<T>> WithSimd for Task<'_, T, W> {
 #[inline(always)]
 fn dots<S: Simd, T: Real, W: Weight<T>, const R: usize>(s: S, x: &[T], weight: &[W]) -> [T; R] {
     let (lanes, d_in) = (T::lanes::<S>(), x.len());
-    let rows: [&[W]; R] = std::array::from_fn(|k| &weight[k * d_in..(k + 1) * d_in]);
+    let mut buffers = [[T::default(); BLOCK]; R];
     let mut sums = [T::vzero(s); R];
-    let mut at = 0;
-    while at + lanes <= d_in {
-        let v = T::load(s, &x[at..at + lanes]);
-        for k in 0..R {
-            sums[k] = T::vfma(s, W::widen_from(s, &rows[k][at..at + lanes]), v, sums[k]);
+    for start in (0..d_in).step_by(BLOCK) {
+        let columns = start..(start + BLOCK).min(d_in);
+        let x = &x[columns.clone()];
+        let mut rows: [&[T]; R] = [&[]; R];
+        for (k, (row, buffer)) in rows.iter_mut().zip(&mut buffers).enumerate() {
+            *row = W::widen_block(&weight[k * d_in..][columns.clone()], buffer);
         }
-        at += lanes;
-    }
-    if at < d_in {
-        let v = T::load(s, &x[at..]);
-        for k in 0..R {
-            sums[k] = T::vfma(s, W::widen_from(s, &rows[k][at..]), v, sums[k]);
+        let whole = x.len() / lanes * lanes;
+        for at in (0..whole).step_by(lanes) {
+            let v = T::load(s, &x[at..at + lanes]);
+            for k in 0..R {
+                sums[k] = T::vfma(s, T::load(s, &rows[k][at..at + lanes]), v, sums[k]);
+            }
+        }
+        if whole < x.len() {
+            let v = T::load(s, &x[whole..]);
+            for k in 0..R {
+                sums[k] = T::vfma(s, T::load(s, &rows[k][whole..]), v, sums[k]);
+            }
         }
     }
     sums.map(|sum| T::reduce_sum(s, sum))
