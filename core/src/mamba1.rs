@@ -227,34 +227,50 @@ pub struct SelectiveSsm {
 impl SelectiveSsm {
     /// Parameters `conv1d`, `x_proj`, `dt_proj`, `A_log` and `D` under `pb`.
     pub fn new(d_model: usize, cfg: &Mamba1Config, pb: &ParamBuilder) -> Result<Self> {
+        Self::with_suffix(d_model, cfg, pb, "")
+    }
+
+    /// The same with Vim's names of a second direction: `conv1d_b`, `x_proj_b`, `dt_proj_b`, `A_b_log`, `D_b` for `_b`.
+    pub(crate) fn with_suffix(
+        d_model: usize,
+        cfg: &Mamba1Config,
+        pb: &ParamBuilder,
+        suffix: &str,
+    ) -> Result<Self> {
         cfg.validate_for(d_model).map_err(candle_core::Error::wrap)?;
         let (d_inner, n, k) = (cfg.d_inner(d_model), cfg.d_state, cfg.d_conv);
         let rank = cfg.dt_rank.resolve(d_model);
-        let conv = pb.pp("conv1d");
+        let conv = pb.pp(format!("conv1d{suffix}"));
         let conv_weight = conv.get((d_inner, 1, k), "weight", Init::linear(k))?.squeeze(1)?;
         let conv_bias = match cfg.conv_bias {
             true => Some(conv.get_no_decay(d_inner, "bias", Init::linear(k))?),
             false => None,
         };
-        let x_proj = Linear::new(d_inner, rank + 2 * n, false, &pb.pp("x_proj"))?;
+        let x_proj = Linear::new(d_inner, rank + 2 * n, false, &pb.pp(format!("x_proj{suffix}")))?;
         let bound = (rank as f64).powf(-0.5) * cfg.dt_scale;
         let dt_init = match cfg.dt_init {
             DtInit::Random => Init::Uniform { lo: -bound, hi: bound },
             DtInit::Constant => Init::Const(bound),
         };
         let dt_bias = Init::DtBias { min: cfg.dt_min, max: cfg.dt_max, floor: cfg.dt_init_floor };
-        let a_log = pb.get_no_decay((d_inner, n), "A_log", Init::S4dReal)?;
+        let a_log = pb.get_no_decay((d_inner, n), &format!("A{suffix}_log"), Init::S4dReal)?;
         let a = if a_log.is_variable() { None } else { Some(a_log.exp()?.neg()?) };
         Ok(Self {
             conv_weight,
             conv_bias,
             x_proj,
-            dt: Linear::with_init((d_inner, rank), dt_init, None, &pb.pp("dt_proj"))?,
-            dt_bias: pb.pp("dt_proj").get_no_decay(d_inner, "bias", dt_bias)?,
+            dt: Linear::with_init((d_inner, rank), dt_init, None, &pb.pp(format!("dt_proj{suffix}")))?,
+            dt_bias: pb.pp(format!("dt_proj{suffix}")).get_no_decay(d_inner, "bias", dt_bias)?,
             a_log,
             a,
-            d: pb.get_no_decay(d_inner, "D", Init::Ones)?,
+            d: pb.get_no_decay(d_inner, &format!("D{suffix}"), Init::Ones)?,
         })
+    }
+
+    /// The same map but for the state matrix.
+    pub(crate) fn with_a_log(&self, a_log: Tensor) -> Result<Self> {
+        let a = if a_log.is_variable() { None } else { Some(a_log.exp()?.neg()?) };
+        Ok(Self { a_log, a, ..self.clone() })
     }
 
     /// `x`, `z` `(B, L, d_inner)` → `(B, L, d_inner)`.

@@ -6,6 +6,8 @@ mod models;
 
 mod adapters;
 mod compact;
+mod compression;
+mod directions;
 mod generation;
 mod protmamba;
 
