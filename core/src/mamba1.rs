@@ -215,6 +215,8 @@ pub struct SelectiveSsm {
     dt: Linear,
     dt_bias: Tensor,
     a_log: Tensor,
+    /// `-exp(A_log)`, kept where it cannot change.
+    a: Option<Tensor>,
     d: Tensor,
     forget_gate: bool,
 }
@@ -222,32 +224,55 @@ pub struct SelectiveSsm {
 impl SelectiveSsm {
     /// Parameters `conv1d`, `x_proj`, `dt_proj`, `A_log` and `D` under `pb`.
     pub fn new(d_model: usize, cfg: &Mamba1Config, pb: &ParamBuilder) -> Result<Self> {
+        Self::with_suffix(d_model, cfg, pb, "")
+    }
+
+    /// The same with Vim's names of a second direction: `conv1d_b`, `x_proj_b`, `dt_proj_b`, `A_b_log`, `D_b` for `_b`.
+    pub(crate) fn with_suffix(
+        d_model: usize,
+        cfg: &Mamba1Config,
+        pb: &ParamBuilder,
+        suffix: &str,
+    ) -> Result<Self> {
         cfg.validate_for(d_model).map_err(candle_core::Error::wrap)?;
         let (d_inner, n, k) = (cfg.d_inner(d_model), cfg.d_state, cfg.d_conv);
         let rank = cfg.dt_rank.resolve(d_model);
-        let conv = pb.pp("conv1d");
+        let conv = pb.pp(format!("conv1d{suffix}"));
         let conv_weight = conv.get((d_inner, 1, k), "weight", Init::linear(k))?.squeeze(1)?;
         let conv_bias = match cfg.conv_bias {
             true => Some(conv.get_no_decay(d_inner, "bias", Init::linear(k))?),
             false => None,
         };
-        let x_proj = Linear::new(d_inner, rank + 2 * n, false, &pb.pp("x_proj"))?;
+        let x_proj = Linear::new(d_inner, rank + 2 * n, false, &pb.pp(format!("x_proj{suffix}")))?;
         let bound = (rank as f64).powf(-0.5) * cfg.dt_scale;
         let dt_init = match cfg.dt_init {
             DtInit::Random => Init::Uniform { lo: -bound, hi: bound },
             DtInit::Constant => Init::Const(bound),
         };
         let dt_bias = Init::DtBias { min: cfg.dt_min, max: cfg.dt_max, floor: cfg.dt_init_floor };
+        let a_log = pb.get_no_decay((d_inner, n), &format!("A{suffix}_log"), Init::S4dReal)?;
+        let dt_proj = pb.pp(format!("dt_proj{suffix}"));
         Ok(Self {
             conv_weight,
             conv_bias,
             x_proj,
-            dt: Linear::from_tensors(pb.pp("dt_proj").get((d_inner, rank), "weight", dt_init)?, None),
-            dt_bias: pb.pp("dt_proj").get_no_decay(d_inner, "bias", dt_bias)?,
-            a_log: pb.get_no_decay((d_inner, n), "A_log", Init::S4dReal)?,
-            d: pb.get_no_decay(d_inner, "D", Init::Ones)?,
+            dt: Linear::with_init((d_inner, rank), dt_init, None, &dt_proj)?,
+            dt_bias: dt_proj.get_no_decay(d_inner, "bias", dt_bias)?,
+            a: fixed_state_matrix(&a_log)?,
+            a_log,
+            d: pb.get_no_decay(d_inner, &format!("D{suffix}"), Init::Ones)?,
             forget_gate: cfg.forget_gate,
         })
+    }
+
+    /// The same map but for the state matrix.
+    pub(crate) fn with_a_log(&self, a_log: Tensor) -> Result<Self> {
+        Ok(Self { a: fixed_state_matrix(&a_log)?, a_log, ..self.clone() })
+    }
+
+    /// `-exp(A_log)`, `(d_inner, d_state)`.
+    fn state_matrix(&self) -> Result<Tensor> {
+        self.a.clone().map_or_else(|| self.a_log.exp()?.neg(), Ok)
     }
 
     /// `x`, `z` `(B, L, d_inner)` → `(B, L, d_inner)`.
@@ -269,8 +294,12 @@ impl SelectiveSsm {
         let delta = self.dt.forward(&dt_low)?; // (B, L, d_inner)
         // One token from a zero state: y = (B·C) δ x + D x, whatever A is. A single state does the work of all.
         let (a, b, c) = match x.dim(1)? == 1 && segments.is_none() && state.is_none() {
-            true => (self.d.ones_like()?.neg()?.unsqueeze(1)?, b.narrow(2, 0, 1)?.ones_like()?, (b * c)?.sum_keepdim(2)?),
-            false => (self.a_log.exp()?.neg()?, b, c),
+            true => (
+                self.d.ones_like()?.neg()?.unsqueeze(1)?,
+                b.narrow(2, 0, 1)?.ones_like()?,
+                (b * c)?.sum_keepdim(2)?,
+            ),
+            false => (self.state_matrix()?, b, c),
         };
         let mut scan = SelectiveScan::new(&x, &delta, &a, &b, &c)
             .gate(z)
@@ -294,6 +323,14 @@ impl SelectiveSsm {
             false => Ok(y),
             true => y + (x.broadcast_mul(&self.d)? * candle_nn::ops::sigmoid(&z.neg()?)?)?,
         }
+    }
+}
+
+/// `-exp(A_log)` of a matrix that is not trained.
+fn fixed_state_matrix(a_log: &Tensor) -> Result<Option<Tensor>> {
+    match a_log.is_variable() {
+        true => Ok(None),
+        false => a_log.exp()?.neg().map(Some),
     }
 }
 

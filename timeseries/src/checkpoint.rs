@@ -76,10 +76,15 @@ impl ForecastCheckpoint {
         };
         let n = config.columns.len();
         if config.format != CheckpointConfig::FORMAT {
-            return Err(problem(format!("format is {:?}, expected {:?}", config.format, CheckpointConfig::FORMAT)));
+            return Err(problem(format!(
+                "format is {:?}, expected {:?}",
+                config.format,
+                CheckpointConfig::FORMAT
+            )));
         }
         let scaler = &config.scaler;
-        if n == 0 || scaler.mean.len() != n || scaler.std.len() != n || scaler.std.iter().any(|s| !(*s > 0.0)) {
+        if n == 0 || scaler.mean.len() != n || scaler.std.len() != n || scaler.std.iter().any(|s| !(*s > 0.0))
+        {
             return Err(problem(format!("{n} columns need as many means and positive deviations")));
         }
         config.model.validate(config.sizes()).map_err(|e| problem(e.to_string()))?;

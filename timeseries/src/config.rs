@@ -1,6 +1,8 @@
 //! Everything that decides a training run besides the table, and the papers' settings by name.
 
-use crate::models::{BiMambaConfig, DLinearConfig, ModelConfig, SMambaConfig, TimeMachineConfig, TslibConfig};
+use crate::models::{
+    BiMambaConfig, DLinearConfig, ModelConfig, SMambaConfig, TimeMachineConfig, TslibConfig,
+};
 use crate::split::Split;
 use mamba_core::optim::Decay;
 use mamba_core::train::TrainConfig;
@@ -173,7 +175,12 @@ fn s_mamba(model: &mut SMambaConfig, train: &mut TrainSettings, data: Option<&st
 }
 
 /// Scripts of TimeMachine, `TimeMachine_supervised/scripts`.
-fn time_machine(model: &mut TimeMachineConfig, train: &mut TrainSettings, data: Option<&str>, pred_len: usize) {
+fn time_machine(
+    model: &mut TimeMachineConfig,
+    train: &mut TrainSettings,
+    data: Option<&str>,
+    pred_len: usize,
+) {
     (model.n1, model.n2) = match (data, pred_len) {
         (Some("etth1"), ..=96) => (512, 32),
         (Some("etth1"), ..=192) => (512, 64),

@@ -191,7 +191,21 @@ fn ticks(times: &[i64], frequency: Frequency) -> Vec<(f64, String)> {
             .map(|(at, text)| (at, if months { text[..7].to_owned() } else { text }))
             .collect();
     };
-    let steps = [1_000, 10_000, 60_000, 300_000, 900_000, HOUR, 3 * HOUR, 6 * HOUR, 12 * HOUR, DAY, 2 * DAY, 7 * DAY, 28 * DAY];
+    let steps = [
+        1_000,
+        10_000,
+        60_000,
+        300_000,
+        900_000,
+        HOUR,
+        3 * HOUR,
+        6 * HOUR,
+        12 * HOUR,
+        DAY,
+        2 * DAY,
+        7 * DAY,
+        28 * DAY,
+    ];
     for step in steps {
         // Weeks begin on Mondays; 1970-01-05 was one.
         let origin = if step >= 7 * DAY { 4 * DAY } else { 0 };

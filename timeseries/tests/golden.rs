@@ -1,8 +1,6 @@
 //! The forecasters against the official implementations: every golden case, outputs and gradients in f32 and f64, and
 //! the published Bi-Mamba+ checkpoint.
 
-
-
 use candle_core::{DType, Device, Result, Tensor};
 use mamba_core::{Mamba1Config, Params};
 use mamba_kernels::testing::{Case, check_cases, expect_close, golden_dir};
@@ -28,7 +26,8 @@ fn every_golden_timeseries_case_holds() {
 }
 
 fn s_mamba(case: &Case) -> Result<()> {
-    let ssm_cfg = Mamba1Config { d_state: case.number("d_state")?, d_conv: 2, expand: 1, ..Default::default() };
+    let ssm_cfg =
+        Mamba1Config { d_state: case.number("d_state")?, d_conv: 2, expand: 1, ..Default::default() };
     let cfg = SMambaConfig {
         d_model: case.number("d_model")?,
         d_ff: case.number("d_ff")?,

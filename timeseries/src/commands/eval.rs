@@ -104,13 +104,15 @@ impl Report {
         let valid = score(&model, config, data, &data.windows(Part::Valid), device, |_| ())?;
         let mut baselines = Vec::new();
         for (name, naive) in naive_models(config.sizes(), table.frequency.season())? {
-            baselines.push((name.to_string(), score(&naive, config, data, &windows, device, |_| ())?.score()));
+            baselines
+                .push((name.to_string(), score(&naive, config, data, &windows, device, |_| ())?.score()));
         }
         let mut coverage = Vec::new();
         if let Some(calibration) = Calibration::load(folder, config)? {
             for level in [80, 95] {
                 if calibration.check_level(level).is_ok() {
-                    coverage.push((level, calibration.coverage(level, &model, config, data, &windows, device)?));
+                    coverage
+                        .push((level, calibration.coverage(level, &model, config, data, &windows, device)?));
                 }
             }
         }

@@ -154,7 +154,12 @@ pub(crate) struct Trained {
 
 impl Run<'_> {
     /// Trains, and calibrates intervals on the validation part; `None` when interrupted, with all saved.
-    pub(crate) fn train(&self, table: &Table, device: &Device, console: &mut Console) -> Result<Option<Trained>> {
+    pub(crate) fn train(
+        &self,
+        table: &Table,
+        device: &Device,
+        console: &mut Console,
+    ) -> Result<Option<Trained>> {
         let cfg = self.cfg;
         let zone = self.options.time_zone.as_deref().and_then(|zone| zone.parse().ok());
         let lengths = (cfg.seq_len, cfg.pred_len);
@@ -171,11 +176,16 @@ impl Run<'_> {
             table: self.options.clone(),
             batch_size: cfg.train.batch_size,
         };
-        if let (ModelConfig::BiMambaPlus(asked), ModelConfig::BiMambaPlus(decided)) = (&cfg.model, &saved.model)
+        if let (ModelConfig::BiMambaPlus(asked), ModelConfig::BiMambaPlus(decided)) =
+            (&cfg.model, &saved.model)
             && asked.channel_independent.is_none()
         {
             let mixes = decided.channel_independent == Some(false);
-            console.note(if mixes { "the variables are related: they are mixed" } else { "the variables are kept apart" });
+            console.note(if mixes {
+                "the variables are related: they are mixed"
+            } else {
+                "the variables are kept apart"
+            });
         }
         let params = match self.init {
             Some(dir) => {
@@ -199,7 +209,8 @@ impl Run<'_> {
             data.windows(Part::Test).len(),
         ));
         let settings = serde_json::json!({ "forecast": cfg, "table": table.path.file_name().map(|n| n.to_string_lossy()) });
-        let mut info = RunInfo::new("mamba-timeseries", env!("CARGO_PKG_VERSION"), device, cfg.train.seed, settings);
+        let mut info =
+            RunInfo::new("mamba-timeseries", env!("CARGO_PKG_VERSION"), device, cfg.train.seed, settings);
         folder.save_info(&info)?;
         let train_config = cfg.train.to_train_config(task.steps_per_epoch());
         let report = train::run(&mut task, &train_config, &folder, console, &Stop::on_signals()?)?;

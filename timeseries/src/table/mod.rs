@@ -20,8 +20,8 @@ mod parquet;
 mod time;
 
 pub use clean::{Counts, Duplicates, Gaps, Missing};
-pub use time::{Frequency, Notation};
 pub(crate) use time::local;
+pub use time::{Frequency, Notation};
 
 use crate::error::{Error, Result};
 use clean::RawSeries;
@@ -51,7 +51,13 @@ pub struct TableOptions {
     #[arg(long, value_name = "ZONE", help_heading = "Table")]
     pub time_zone: Option<String>,
     /// Words and numbers that mean a missing value, beside empty, NA, NaN, null and none; separated by commas
-    #[arg(long, value_name = "VALUES", value_delimiter = ',', allow_hyphen_values = true, help_heading = "Table")]
+    #[arg(
+        long,
+        value_name = "VALUES",
+        value_delimiter = ',',
+        allow_hyphen_values = true,
+        help_heading = "Table"
+    )]
     pub missing_values: Vec<String>,
     /// Rows with the same time
     #[arg(long, value_enum, default_value_t, value_name = "POLICY", help_heading = "Table")]
@@ -84,7 +90,8 @@ impl TableOptions {
     /// The zone of the times, if one is given.
     pub(crate) fn zone(&self) -> Result<Option<chrono_tz::Tz>> {
         let parse = |name: &String| {
-            name.parse().map_err(|_| Error::config(format!("there is no time zone {name:?}; try Europe/Berlin")))
+            name.parse()
+                .map_err(|_| Error::config(format!("there is no time zone {name:?}; try Europe/Berlin")))
         };
         self.time_zone.as_ref().map(parse).transpose()
     }
@@ -152,7 +159,11 @@ impl Table {
             frequency = match (frequency, inferred) {
                 (Some(first), Some(other)) if first != other && options.gaps != Gaps::Keep => {
                     let id = &series.id;
-                    return Err(Error::series(path, id, format!("rows every {other}, other series every {first}")));
+                    return Err(Error::series(
+                        path,
+                        id,
+                        format!("rows every {other}, other series every {first}"),
+                    ));
                 }
                 (first, inferred) => first.or(inferred),
             };
@@ -249,7 +260,11 @@ impl SeriesStream {
             return Err(Error::series(path, &series.id, "needs at least two rows with different times"));
         };
         if let Some(found) = inferred.filter(|found| *found != frequency && self.options.gaps != Gaps::Keep) {
-            return Err(Error::series(path, &series.id, format!("rows every {found}, expected every {frequency}")));
+            return Err(Error::series(
+                path,
+                &series.id,
+                format!("rows every {found}, expected every {frequency}"),
+            ));
         }
         self.frequency = Some(frequency);
         self.counts.series += 1;
