@@ -234,12 +234,14 @@ fn tensor_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     Ok(View::data(&tensor).into_owned())
 }
 
-pub(crate) fn read_json(path: &Path) -> Result<Value> {
+/// Reads a JSON file.
+pub fn read_json(path: &Path) -> Result<Value> {
     let text = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     serde_json::from_slice(&text).map_err(|e| Error::checkpoint(path, format!("not valid JSON: {e}")))
 }
 
-pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+/// Writes a JSON file, whole or not at all.
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let mut text = serde_json::to_vec_pretty(value).map_err(Error::other)?;
     text.push(b'\n');
     atomic_write(path, |w: &mut dyn Write| w.write_all(&text).map_err(|e| Error::io(path, e)))

@@ -181,7 +181,7 @@ impl From<Published> for CheckpointConfig {
             scaler: Scaler { mean: scaler_mean, std: scaler_std },
             frequency: None,
             split: Split::default(),
-            table: TableOptions::default(),
+            table: TableOptions::as_they_stand(),
             batch_size: 32,
         }
     }

@@ -1,5 +1,7 @@
 //! One module for each subcommand: its flags, and the call into the library.
 
+pub(crate) mod backtest;
+pub(crate) mod bench_table;
 pub(crate) mod eval;
 pub(crate) mod forecast;
 pub(crate) mod info;

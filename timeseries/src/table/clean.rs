@@ -20,6 +20,8 @@ pub enum Duplicates {
     Last,
     /// Their mean counts.
     Mean,
+    /// Every one is a row of its own.
+    Keep,
 }
 
 /// What becomes of times without a row.
@@ -161,7 +163,10 @@ impl RawSeries {
                     *value = known.iter().sum::<f64>() / known.len() as f64; // NaN where none is known
                 }
             }
-            self.rows.push(row);
+            match policy {
+                Duplicates::Keep => self.rows.extend_from_slice(same),
+                _ => self.rows.push(row),
+            }
         }
         counts.duplicates += before - self.rows.len();
         let times: Vec<i64> = self.rows.iter().map(|row| row.time).collect();

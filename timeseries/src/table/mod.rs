@@ -81,6 +81,12 @@ impl Default for TableOptions {
 }
 
 impl TableOptions {
+    /// Rows as they stand, whatever their times: how the published benchmarks read theirs, of which Weather has gaps and a
+    /// time that comes twice.
+    pub fn as_they_stand() -> Self {
+        Self { duplicates: Duplicates::Keep, gaps: Gaps::Keep, ..Self::default() }
+    }
+
     /// The zone of the times, if one is given.
     pub(crate) fn zone(&self) -> Result<Option<chrono_tz::Tz>> {
         let parse = |name: &String| {
