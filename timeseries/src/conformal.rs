@@ -88,7 +88,9 @@ impl Calibration {
     /// Refuses levels that are not 1 to 99, and those for which there were too few windows.
     pub fn check_level(&self, level: u8) -> Result<()> {
         if !(1..=LEVELS as u8).contains(&level) {
-            return Err(Error::config(format!("level {level} is not a whole number of percent from 1 to 99")));
+            return Err(Error::config(format!(
+                "level {level} is not a whole number of percent from 1 to 99"
+            )));
         }
         match ((self.windows + 1) * usize::from(level)).div_ceil(100) > self.windows {
             true => Err(Error::Mismatch(format!(
@@ -138,11 +140,18 @@ impl Calibration {
         }
         let (tensors, meta) = load_safetensors(&path)?;
         let broken = |what: &str| Error::table(&path, what);
-        let windows = meta.get("windows").and_then(|n| n.parse().ok()).ok_or_else(|| broken("has no count of windows"))?;
+        let windows = meta
+            .get("windows")
+            .and_then(|n| n.parse().ok())
+            .ok_or_else(|| broken("has no count of windows"))?;
         let tensor = tensors.get("quantiles").ok_or_else(|| broken("has no tensor \"quantiles\""))?;
         let (pred_len, n_vars) = (saved.pred_len, saved.columns.len());
         if tensor.dims() != [LEVELS, pred_len, n_vars] {
-            return Err(broken(&format!("quantiles have shape {:?}, expected {:?}", tensor.dims(), [LEVELS, pred_len, n_vars])));
+            return Err(broken(&format!(
+                "quantiles have shape {:?}, expected {:?}",
+                tensor.dims(),
+                [LEVELS, pred_len, n_vars]
+            )));
         }
         let quantiles = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
         Ok(Some(Self { quantiles, pred_len, n_vars, windows }))
@@ -198,8 +207,7 @@ mod tests {
         // two windows, two steps, two variables
         let errors = [1.0, 10.0, 2.0, 20.0, 3.0, 30.0, 4.0, 40.0];
         let calibration = Calibration::of_errors(&errors, 2, 2);
-        let widths: Vec<f64> =
-            (0..4).map(|i| calibration.half_width(33, i / 2, i % 2)).collect();
+        let widths: Vec<f64> = (0..4).map(|i| calibration.half_width(33, i / 2, i % 2)).collect();
         assert_eq!(widths, [1.0, 10.0, 2.0, 20.0]);
     }
 }

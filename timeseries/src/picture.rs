@@ -69,8 +69,10 @@ impl ForecastPicture<'_> {
     {
         let mut levels: Vec<u8> = self.forecast.intervals.iter().map(|i| i.level).collect();
         levels.sort_unstable_by_key(|&level| std::cmp::Reverse(level));
-        let bands = levels.iter().enumerate().map(|(rank, level)| (format!("{level} %"), band_color(rank), 12));
-        let mut entries = vec![("history".to_string(), HISTORY.mix(1.0), 2), ("forecast".into(), FORECAST.mix(1.0), 2)];
+        let bands =
+            levels.iter().enumerate().map(|(rank, level)| (format!("{level} %"), band_color(rank), 12));
+        let mut entries =
+            vec![("history".to_string(), HISTORY.mix(1.0), 2), ("forecast".into(), FORECAST.mix(1.0), 2)];
         entries.extend(self.actual.map(|_| ("what came".into(), ACTUAL.mix(1.0), 2)));
         entries.extend(bands);
         let width = |text: &str| 40 + 8 * text.len() as i32;
@@ -194,7 +196,7 @@ fn ticks(times: &[i64], frequency: Frequency) -> Vec<(f64, String)> {
     const DAY: i64 = 24 * HOUR;
     const MOST: usize = 9;
     let every = |n: usize| {
-        let at = |i: &usize| i % n == 0;
+        let at = |i: &usize| i.is_multiple_of(n);
         (0..times.len()).filter(at).map(|i| (i as f64, frequency.format(times[i]))).collect::<Vec<_>>()
     };
     let evenly = || every(times.len().div_ceil(MOST - 1).max(1));
@@ -205,7 +207,21 @@ fn ticks(times: &[i64], frequency: Frequency) -> Vec<(f64, String)> {
             .map(|(at, text)| (at, if months { text[..7].to_owned() } else { text }))
             .collect();
     };
-    let steps = [1_000, 10_000, 60_000, 300_000, 900_000, HOUR, 3 * HOUR, 6 * HOUR, 12 * HOUR, DAY, 2 * DAY, 7 * DAY, 28 * DAY];
+    let steps = [
+        1_000,
+        10_000,
+        60_000,
+        300_000,
+        900_000,
+        HOUR,
+        3 * HOUR,
+        6 * HOUR,
+        12 * HOUR,
+        DAY,
+        2 * DAY,
+        7 * DAY,
+        28 * DAY,
+    ];
     for step in steps {
         // Weeks begin on Mondays; 1970-01-05 was one.
         let origin = if step >= 7 * DAY { 4 * DAY } else { 0 };

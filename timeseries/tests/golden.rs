@@ -1,7 +1,6 @@
 //! The forecasters against the official implementations: every golden case, outputs and gradients in f32 and f64, and
 //! the published Bi-Mamba+ checkpoint.
 
-
 #![allow(clippy::unwrap_used, reason = "functions that tests call")]
 
 use candle_core::{DType, Device, Result, Tensor};
@@ -30,7 +29,8 @@ fn every_golden_timeseries_case_holds() {
 }
 
 fn s_mamba(case: &Case) -> Result<()> {
-    let ssm_cfg = Mamba1Config { d_state: case.number("d_state")?, d_conv: 2, expand: 1, ..Default::default() };
+    let ssm_cfg =
+        Mamba1Config { d_state: case.number("d_state")?, d_conv: 2, expand: 1, ..Default::default() };
     let cfg = SMambaConfig {
         d_model: case.number("d_model")?,
         d_ff: case.number("d_ff")?,
@@ -92,7 +92,8 @@ fn the_published_bi_mamba_checkpoint_gives_its_reference_outputs() {
     let folder = std::path::Path::new(&folder).join("bimamba4ts_weather_96_96");
     let checkpoint = ForecastCheckpoint::open(&folder).unwrap();
     assert_eq!(checkpoint.config().columns.len(), 21);
-    let reference = candle_core::safetensors::load(folder.join("reference.safetensors"), &Device::Cpu).unwrap();
+    let reference =
+        candle_core::safetensors::load(folder.join("reference.safetensors"), &Device::Cpu).unwrap();
     for (dtype, tolerance) in [(DType::F32, 2e-5), (DType::F64, 2e-5)] {
         let (model, _) = checkpoint.model(dtype, &Device::Cpu).unwrap();
         let input = Input { values: reference["x"].to_dtype(dtype).unwrap(), marks: None };

@@ -18,11 +18,13 @@ const BATCH: usize = 64;
 
 /// Flags of `backtest`.
 #[derive(clap::Args)]
-#[command(after_help = "Errors are in the units of each column: mae is the mean absolute error, bias the mean of forecast minus truth; mase is
+#[command(
+    after_help = "Errors are in the units of each column: mae is the mean absolute error, bias the mean of forecast minus truth; mase is
 the mean absolute error over that of repeating the last season of the look-back, so that below 1 is better than that.
 
 Example:
-  mamba-timeseries backtest load.csv --checkpoint runs/load --step 24 --out backtest.csv --plot backtest.png")]
+  mamba-timeseries backtest load.csv --checkpoint runs/load --step 24 --out backtest.csv --plot backtest.png"
+)]
 pub(crate) struct Args {
     /// Table [default: the bundled weather of New York]
     #[arg(value_name = "TABLE")]
@@ -144,7 +146,10 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             if !drawn && is_last(series) && Some(origin) == last_of_first {
                 let name = if series.id.is_empty() { String::new() } else { format!("{}: ", series.id) };
                 let picture = ForecastPicture {
-                    title: format!("{name}forecast from {}", table.frequency.format(series.times[origin - 1]).replace('T', " ")),
+                    title: format!(
+                        "{name}forecast from {}",
+                        table.frequency.format(series.times[origin - 1]).replace('T', " ")
+                    ),
                     columns: &config.columns,
                     shown: (0..n.min(picture::MAX_PANELS)).collect(),
                     times: &series.times[origin - config.seq_len..origin],
@@ -165,14 +170,27 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     }
     let lines: Vec<_> = sums.iter().zip(&config.columns).map(|(sums, name)| sums.line(name, h)).collect();
     if args.common.format == Format::Json {
-        println!("{}", serde_json::json!({ "origins": origins.len(), "level": args.level, "columns": lines }));
+        println!(
+            "{}",
+            serde_json::json!({ "origins": origins.len(), "level": args.level, "columns": lines })
+        );
         return Ok(ExitCode::SUCCESS);
     }
     println!("{} origins, {} rows each; intervals of {} %", origins.len(), h, args.level);
-    println!("{:<24} {:>10} {:>10} {:>10} {:>7} {:>9}   mae after {}", "column", "mae", "bias", "mase", "", "coverage", steps(h));
+    println!(
+        "{:<24} {:>10} {:>10} {:>10} {:>7} {:>9}   mae after {}",
+        "column",
+        "mae",
+        "bias",
+        "mase",
+        "",
+        "coverage",
+        steps(h)
+    );
     for line in &lines {
         let number = |key: &str| line[key].as_f64().unwrap_or(f64::NAN);
-        let at = |step: usize| line["mae_by_step"][step].as_f64().map_or(String::new(), |v| format!("{v:.3}"));
+        let at =
+            |step: usize| line["mae_by_step"][step].as_f64().map_or(String::new(), |v| format!("{v:.3}"));
         let by_step = [0, h / 2, h - 1].map(at).join(" … ");
         println!(
             "{:<24} {:>10.4} {:>10.4} {:>10.3} {:>7} {:>8.1}%   {by_step}",

@@ -15,12 +15,14 @@ use std::process::ExitCode;
 
 /// Flags of `bench-table`.
 #[derive(clap::Args)]
-#[command(after_help = "A run that is finished is not made again, so the same command goes on after a stop. The table is of the test part; the
+#[command(
+    after_help = "A run that is finished is not made again, so the same command goes on after a stop. The table is of the test part; the
 validation error beside it is what settings may be chosen by.
 
 Example:
   mamba-timeseries bench-table ETTh1.csv --preset etth1 --model bi-mamba-plus --horizons 96,192 --seeds 1,2,3 \\
-    --out runs/etth1")]
+    --out runs/etth1"
+)]
 pub(crate) struct Args {
     /// Table of the benchmark
     #[arg(value_name = "TABLE")]
@@ -63,7 +65,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     for model in &args.model {
         for &horizon in &args.horizons {
             for &seed in &args.seeds {
-                let mut cfg = args.settings.resolve(&ForecastConfig::preset(model, Some(&args.preset), horizon)?)?;
+                let mut cfg =
+                    args.settings.resolve(&ForecastConfig::preset(model, Some(&args.preset), horizon)?)?;
                 cfg.train.seed = seed;
                 let out = args.out.join(format!("{model}-{horizon}-{seed}"));
                 let result = out.join("test.json");
@@ -84,7 +87,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
                             "model": model, "horizon": horizon, "seed": seed, "minutes": trained.seconds / 60.0,
                             "report": report, "settings": settings,
                         });
-                        write_json(&result, &row).with_context(|| format!("cannot save {}", result.display()))?;
+                        write_json(&result, &row)
+                            .with_context(|| format!("cannot save {}", result.display()))?;
                         row
                     }
                 };
@@ -103,7 +107,9 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
 
 /// Means over the seeds, as a Markdown table.
 fn print(args: &Args, rows: &[Value]) {
-    println!("| model | horizon | seeds | test MSE | test MAE | whole batches only | validation MSE | minutes a run |");
+    println!(
+        "| model | horizon | seeds | test MSE | test MAE | whole batches only | validation MSE | minutes a run |"
+    );
     println!("|---|---|---|---|---|---|---|---|");
     for model in &args.model {
         for horizon in &args.horizons {

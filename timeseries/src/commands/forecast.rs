@@ -82,7 +82,9 @@ impl std::str::FromStr for Levels {
             return Ok(Self(Vec::new()));
         }
         let level = |part: &str| part.trim().parse::<u8>().ok().filter(|level| (1..=99).contains(level));
-        let levels = text.split(',').map(|part| level(part).ok_or(format!("{part:?} is not a whole number from 1 to 99")));
+        let levels = text
+            .split(',')
+            .map(|part| level(part).ok_or(format!("{part:?} is not a whole number from 1 to 99")));
         let mut levels = levels.collect::<Result<Vec<u8>, String>>()?;
         levels.sort_unstable();
         levels.dedup();
@@ -112,7 +114,10 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             Some(output) => output,
             None => {
                 if !args.common.quiet {
-                    eprintln!("{}: finished before from the same table and model: left as it is", args.out.display());
+                    eprintln!(
+                        "{}: finished before from the same table and model: left as it is",
+                        args.out.display()
+                    );
                 }
                 return Ok(());
             }
@@ -139,7 +144,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         }
         output.finish()?;
         if !args.common.quiet {
-            let drawn = args.plot.iter().map(|path| format!("; picture in {}", path.display())).collect::<String>();
+            let drawn =
+                args.plot.iter().map(|path| format!("; picture in {}", path.display())).collect::<String>();
             eprintln!("{}\nforecasts of {series} series in {}{drawn}", stream.counts(), args.out.display());
         }
         Ok(())
@@ -173,7 +179,8 @@ struct Maker<'a> {
 impl Maker<'_> {
     fn schema(&self) -> SchemaRef {
         let text = ["id", "time", "column"].map(|name| Field::new(name, DataType::Utf8, false));
-        let bounds = self.args.level.0.iter().flat_map(|level| [format!("lower_{level}"), format!("upper_{level}")]);
+        let bounds =
+            self.args.level.0.iter().flat_map(|level| [format!("lower_{level}"), format!("upper_{level}")]);
         let numbers = std::iter::once("forecast".to_string()).chain(bounds);
         let numbers = numbers.map(|name| Field::new(name, DataType::Float64, false));
         Arc::new(Schema::new(text.into_iter().chain(numbers).collect::<Vec<_>>()))
@@ -184,10 +191,12 @@ impl Maker<'_> {
         if self.forecaster.is_none() {
             // the frequency is known once the first series has been read
             let frequency = stream.counts().frequency.context("no series was read")?;
-            self.forecaster = Some(Forecaster::new(self.checkpoint, frequency, &self.args.level.0, self.device)?);
+            self.forecaster =
+                Some(Forecaster::new(self.checkpoint, frequency, &self.args.level.0, self.device)?);
         }
         let Some(forecaster) = &self.forecaster else { bail!("no series was read") };
-        let look_backs = series.iter().map(|s| forecaster.look_back(s, s.len())).collect::<Result<Vec<_>, _>>()?;
+        let look_backs =
+            series.iter().map(|s| forecaster.look_back(s, s.len())).collect::<Result<Vec<_>, _>>()?;
         let forecasts = forecaster.forecast(&look_backs)?;
         let wanted = |series: &Series| self.args.plot_id.as_ref().is_none_or(|id| *id == series.id);
         if !self.drawn
@@ -217,7 +226,13 @@ impl Maker<'_> {
             }
         }
         if let Some(at) = numbers[0].iter().position(|v| !v.is_finite()) {
-            bail!("series {:?}, column {:?}: the forecast of {} is {}", ids[at], columns[at], times[at], numbers[0][at]);
+            bail!(
+                "series {:?}, column {:?}: the forecast of {} is {}",
+                ids[at],
+                columns[at],
+                times[at],
+                numbers[0][at]
+            );
         }
         let text: [ArrayRef; 3] = [
             Arc::new(StringArray::from(ids)),
@@ -229,7 +244,13 @@ impl Maker<'_> {
     }
 }
 
-fn draw(args: &Args, forecaster: &Forecaster, targets: &[usize], series: &Series, forecast: &Forecast) -> Result<()> {
+fn draw(
+    args: &Args,
+    forecaster: &Forecaster,
+    targets: &[usize],
+    series: &Series,
+    forecast: &Forecast,
+) -> Result<()> {
     let n = forecaster.config().columns.len();
     let history = args.plot_history.unwrap_or(forecaster.seq_len()).clamp(2, series.len());
     let start = series.len() - history;
@@ -258,12 +279,24 @@ fn draw(args: &Args, forecaster: &Forecaster, targets: &[usize], series: &Series
 /// Where rows go.
 enum Sink {
     Part(Box<job::PartWriter>),
-    Json { claim: job::Claim, file: mamba_datasets::AtomicFile, rows: u64 },
+    Json(Box<JsonFile>),
     Stdout { header: bool },
 }
 
+/// A JSON array that is being written.
+struct JsonFile {
+    claim: job::Claim,
+    file: mamba_datasets::AtomicFile,
+    rows: u64,
+}
+
 /// Opens the output; `None` when it is finished already.
-fn destination(args: &Args, checkpoint: &ForecastCheckpoint, table: &Path, schema: &SchemaRef) -> Result<Option<Sink>> {
+fn destination(
+    args: &Args,
+    checkpoint: &ForecastCheckpoint,
+    table: &Path,
+    schema: &SchemaRef,
+) -> Result<Option<Sink>> {
     if args.out == Path::new("-") {
         return Ok(Some(Sink::Stdout { header: true }));
     }
@@ -283,7 +316,7 @@ fn destination(args: &Args, checkpoint: &ForecastCheckpoint, table: &Path, schem
             job::Claimed::Open(claim) => {
                 let mut file = mamba_datasets::AtomicFile::create(&args.out)?;
                 file.write_all(b"[")?;
-                Some(Sink::Json { claim, file, rows: 0 })
+                Some(Sink::Json(Box::new(JsonFile { claim, file, rows: 0 })))
             }
         });
     }
@@ -297,26 +330,30 @@ impl Sink {
     fn write(&mut self, batch: &RecordBatch) -> Result<()> {
         match self {
             Self::Part(part) => part.write(batch)?,
-            Self::Json { file, rows, .. } => {
+            Self::Json(json) => {
                 for row in rows_of(batch) {
-                    let comma = if *rows > 0 { ",\n" } else { "\n" };
-                    write!(file, "{comma}{}", serde_json::Value::Object(row))?;
-                    *rows += 1;
+                    let comma = if json.rows > 0 { ",\n" } else { "\n" };
+                    write!(json.file, "{comma}{}", serde_json::Value::Object(row))?;
+                    json.rows += 1;
                 }
             }
             Self::Stdout { header } => {
                 let mut out = std::io::stdout().lock();
                 if std::mem::take(header) {
-                    let names: Vec<&str> = batch.schema_ref().fields().iter().map(|f| f.name().as_str()).collect();
+                    let names: Vec<&str> =
+                        batch.schema_ref().fields().iter().map(|f| f.name().as_str()).collect();
                     writeln!(out, "{}", names.join(","))?;
                 }
                 for row in rows_of(batch) {
                     let text = |value: &serde_json::Value| match value.as_str() {
-                        Some(text) if text.contains([',', '"', '\n']) => format!("\"{}\"", text.replace('"', "\"\"")),
+                        Some(text) if text.contains([',', '"', '\n']) => {
+                            format!("\"{}\"", text.replace('"', "\"\""))
+                        }
                         Some(text) => text.to_owned(),
                         None => value.to_string(),
                     };
-                    let cells: Vec<String> = batch.schema_ref().fields().iter().map(|f| text(&row[f.name()])).collect();
+                    let cells: Vec<String> =
+                        batch.schema_ref().fields().iter().map(|f| text(&row[f.name()])).collect();
                     writeln!(out, "{}", cells.join(","))?;
                 }
             }
@@ -327,7 +364,8 @@ impl Sink {
     fn finish(self) -> Result<()> {
         match self {
             Self::Part(part) => drop(part.finish()?),
-            Self::Json { claim, mut file, rows } => {
+            Self::Json(json) => {
+                let JsonFile { claim, mut file, rows } = *json;
                 file.write_all(b"\n]\n")?;
                 claim.commit(vec![file], rows)?;
             }

@@ -60,6 +60,21 @@ impl Source {
     }
 }
 
+/// What `--split` takes: shares of training and test rows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shares(pub(crate) Split);
+
+impl std::str::FromStr for Shares {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let shares =
+            text.split_once(',').and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
+        let (train, test) = shares.ok_or("expected two numbers, for example 0.7,0.2")?;
+        Ok(Self(Split::Ratio { train, test }))
+    }
+}
+
 /// The data of a table as a checkpoint wants it.
 pub(crate) fn dataset_for(
     table: &Table,

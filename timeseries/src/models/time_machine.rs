@@ -85,7 +85,9 @@ impl Mixer {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Scalar(mamba) => mamba.forward(&x.squeeze(1)?)?.unsqueeze(1),
-            Self::Values(mamba) => mamba.forward(&x.transpose(1, 2)?.contiguous()?)?.transpose(1, 2)?.contiguous(),
+            Self::Values(mamba) => {
+                mamba.forward(&x.transpose(1, 2)?.contiguous()?)?.transpose(1, 2)?.contiguous()
+            }
             Self::Variables(mamba) => mamba.forward(x),
         }
     }

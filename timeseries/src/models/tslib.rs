@@ -32,13 +32,7 @@ pub struct TslibConfig {
 
 impl Default for TslibConfig {
     fn default() -> Self {
-        Self {
-            d_model: 128,
-            e_layers: None,
-            ssm_cfg: Mamba1Config::default(),
-            dropout: 0.1,
-            use_marks: true,
-        }
+        Self { d_model: 128, e_layers: None, ssm_cfg: Mamba1Config::default(), dropout: 0.1, use_marks: true }
     }
 }
 

@@ -147,7 +147,8 @@ impl RawSeries {
             && policy == Duplicates::Error
         {
             let (first, line) = (pair[0].line, pair[1].line);
-            let message = format!("the time is that of line {first}; --duplicates first, last or mean merges them");
+            let message =
+                format!("the time is that of line {first}; --duplicates first, last or mean merges them");
             return Err(Error::line(path, line, message));
         }
         let before = self.rows.len();
@@ -159,7 +160,8 @@ impl RawSeries {
             };
             if policy == Duplicates::Mean {
                 for (i, value) in row.values.iter_mut().enumerate() {
-                    let known: Vec<f64> = same.iter().map(|row| row.values[i]).filter(|v| !v.is_nan()).collect();
+                    let known: Vec<f64> =
+                        same.iter().map(|row| row.values[i]).filter(|v| !v.is_nan()).collect();
                     *value = known.iter().sum::<f64>() / known.len() as f64; // NaN where none is known
                 }
             }

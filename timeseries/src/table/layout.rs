@@ -108,8 +108,7 @@ impl Layout {
     /// reported as missing instead of being passed over.
     fn is_numeric(&self, column: &Column) -> bool {
         let Ok(text) = column.str() else { return column.dtype().is_primitive_numeric() };
-        let values: Vec<&str> =
-            text.iter().flatten().filter(|v| !self.is_missing(v)).take(LOOK_AT).collect();
+        let values: Vec<&str> = text.iter().flatten().filter(|v| !self.is_missing(v)).take(LOOK_AT).collect();
         let numbers = values.iter().filter(|v| self.number(v).is_some()).count();
         numbers * 2 > values.len() || values.is_empty()
     }
@@ -153,7 +152,8 @@ impl Layout {
     }
 
     fn times(&self, path: &Path, chunk: &Chunk, column: &Column) -> Result<Vec<i64>> {
-        let blame = |line: u64, why: &str| Error::line(path, line, format!("column {:?}: {why}", column.name()));
+        let blame =
+            |line: u64, why: &str| Error::line(path, line, format!("column {:?}: {why}", column.name()));
         if let Ok(text) = column.str() {
             let time = |(value, &line): (Option<&str>, &u64)| {
                 let value = value.ok_or_else(|| blame(line, "there is no time"))?;
@@ -168,7 +168,8 @@ impl Layout {
     }
 
     fn values(&self, path: &Path, chunk: &Chunk, column: &Column) -> Result<Vec<f64>> {
-        let blame = |line: u64, why: String| Error::line(path, line, format!("column {:?}: {why}", column.name()));
+        let blame =
+            |line: u64, why: String| Error::line(path, line, format!("column {:?}: {why}", column.name()));
         let finite = |value: f64, line: u64| match value.is_infinite() {
             true => Err(blame(line, format!("{value} is not a finite number"))),
             false => Ok(value),
@@ -178,14 +179,19 @@ impl Layout {
                 None => Ok(f64::NAN),
                 Some(value) if self.is_missing(value) => Ok(f64::NAN),
                 Some(value) => {
-                    let number = self.number(value).ok_or_else(|| blame(line, format!("{value:?} is not a number")))?;
+                    let number = self
+                        .number(value)
+                        .ok_or_else(|| blame(line, format!("{value:?} is not a number")))?;
                     finite(number, line)
                 }
             };
             return text.iter().zip(&chunk.lines).map(value).collect();
         }
         if !column.dtype().is_primitive_numeric() {
-            return Err(Error::table(path, format!("column {:?} holds {}, not numbers", column.name(), column.dtype())));
+            return Err(Error::table(
+                path,
+                format!("column {:?} holds {}, not numbers", column.name(), column.dtype()),
+            ));
         }
         let given: Vec<f64> = self.missing.iter().filter_map(|word| word.parse().ok()).collect();
         let numbers = column.cast(&DataType::Float64).map_err(|e| Error::table(path, e))?;
@@ -221,7 +227,12 @@ fn whole_times(column: &Column) -> PolarsResult<Column> {
 }
 
 /// The time column and its notation: the one that is named, or the first that holds times.
-fn time_column(path: &Path, chunk: &Chunk, names: &[String], options: &TableOptions) -> Result<(String, Notation)> {
+fn time_column(
+    path: &Path,
+    chunk: &Chunk,
+    names: &[String],
+    options: &TableOptions,
+) -> Result<(String, Notation)> {
     let candidates: Vec<&String> = match &options.time {
         Some(name) => vec![name],
         None => {
