@@ -160,6 +160,11 @@ fn every_parameter_learns_and_one_batch_is_learnt_by_heart() -> mamba_core::Resu
             optimizer.step(&grads, 1e-2)?;
             losses.push(loss.to_scalar::<f32>()?);
         }
+        // What was trained is what is saved: nothing in the model is a copy that missed the steps.
+        let saved = Params::frozen(params.to_tensors(), DType::F32, &Device::Cpu);
+        let opened = ForecastModel::new(&cfg, SIZES, &saved.builder())?;
+        let off = farthest(&forecast(&model, x.clone())?, &forecast(&opened, x.clone())?)?;
+        assert!(off < 1e-5, "{name}: the saved model differs by {off}");
         let (first, last) = (losses[0], losses[losses.len() - 1]);
         assert!(last < 0.5 * first, "{name}: {first} to {last}");
     }
