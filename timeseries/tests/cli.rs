@@ -119,6 +119,19 @@ fn a_model_is_trained_tested_and_forecasts() {
     }
     assert!(std::fs::read(&plot).unwrap().starts_with(b"\x89PNG"));
 
+    // parts hold the same rows, whoever makes them
+    let parts = file("parts");
+    for shard in ["1/2", "0/2"] {
+        let args =
+            ["forecast", rows, "--checkpoint", run, "--out", &parts, "--part-series", "1", "--shard", shard];
+        command(&args).assert().success();
+    }
+    for name in ["part-00000.parquet", "part-00001.parquet"] {
+        assert!(Path::new(&parts).join(name).exists(), "{name}");
+    }
+    let again = ["forecast", rows, "--checkpoint", run, "--out", &parts, "--part-series", "1"];
+    assert!(stderr(&mut command(&again), 0).contains("2 parts finished before, 0 left to other shards"));
+
     // new rows move the forecast without training
     let longer = table(&folder, "longer.csv", 610);
     let forecast = |table: &str| {
