@@ -230,6 +230,11 @@ fn faults_are_named_with_their_line() {
             &plain,
             "t.csv:5: 2021-01-01T03:30:00 is not a whole number of steps (1 hour) after 2021-01-01T02:00:00; --gaps keep ignores the times",
         ),
+        (
+            "date,a\n0001-01-01 00:00,1\n2021-01-01 00:00,1\n2021-01-01 01:00,2\n2021-01-01 02:00,3\n",
+            &plain,
+            "t.csv:3: 17707151 rows would have to be put between 0001-01-01T00:00:00 and 2021-01-01T00:00:00; is a time wrong?",
+        ),
         ("when,what\nnow,then\n", &plain, "t.csv: no column holds times; name one by --time"),
         (
             "date,name\n2021-01-01,x\n2021-01-02,y\n",
