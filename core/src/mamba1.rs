@@ -361,3 +361,55 @@ impl Ssm for SelectiveSsm {
 
 /// The Mamba-1 mixer.
 pub type Mamba1 = MixerOf<SelectiveSsm>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Params, Rng};
+    use candle_core::{DType, Device};
+
+    fn normal(shape: (usize, usize, usize), seed: u64) -> Tensor {
+        Rng::new(seed).normal_tensor(shape, 0.0, 1.0, DType::F64, &Device::Cpu).unwrap()
+    }
+
+    fn farthest(a: &Tensor, b: &Tensor) -> f64 {
+        (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
+    }
+
+    #[test]
+    fn a_token_alone_is_the_first_of_many() -> Result<()> {
+        let params = Params::fresh(1, DType::F64, &Device::Cpu);
+        let mixer = Mamba1::new(6, &Mamba1Config { d_state: 5, ..Default::default() }, 1, &params.builder())?;
+        let x = normal((3, 4, 6), 2);
+        for reverse in [false, true] {
+            let first = if reverse { 3 } else { 0 };
+            let pass = || Pass { reverse, ..Pass::default() };
+            let of_many = mixer.forward_pass(&x, pass())?.narrow(1, first, 1)?;
+            let alone = mixer.forward_pass(&x.narrow(1, first, 1)?.contiguous()?, pass())?;
+            assert!(farthest(&of_many, &alone) < 1e-12);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_forget_gate_opens_for_the_scan_and_closes_for_the_skip() -> Result<()> {
+        let params = Params::fresh(1, DType::F64, &Device::Cpu);
+        let plain = Mamba1Config { d_state: 3, expand: 1, ..Default::default() };
+        let gated = Mamba1Config { forget_gate: true, ..plain.clone() };
+        let (plain, gated) = (
+            SelectiveSsm::new(4, &plain, &params.builder())?,
+            SelectiveSsm::new(4, &gated, &params.builder())?,
+        );
+        params.set("D", &Tensor::new(&[0.5, -1.0, 2.0, 0.25], &Device::Cpu)?)?;
+        let (x, z) = (normal((2, 7, 4), 3), normal((2, 7, 4), 4));
+        let conv = CausalConv1d::new(&x, &plain.conv_weight).silu(true);
+        let u = plain.conv_bias.iter().fold(conv, |conv, bias| conv.bias(bias)).run()?;
+        // plain: (C·h + D·u) silu(z); gated: (C·h) silu(z) + D·u (1 - σ(z))
+        let skip = u.broadcast_mul(&plain.d)?;
+        let sigmoid = candle_nn::ops::sigmoid(&z)?;
+        let scan = (plain.forward(&x, &z, Pass::default())? - (&skip * z.silu()?)?)?;
+        let expected = (scan + (skip * (1.0 - sigmoid)?)?)?;
+        assert!(farthest(&gated.forward(&x, &z, Pass::default())?, &expected) < 1e-12);
+        Ok(())
+    }
+}

@@ -210,9 +210,9 @@ fn bi_mamba(model: &mut BiMambaConfig, train: &mut TrainSettings, data: Option<&
             model.ssm_cfg = Mamba1Config { d_state: 8, ..model.ssm_cfg.clone() };
             (model.patch_len, model.stride, model.e_layers) = (4, 2, 3);
             (train.learning_rate, model.dropout) = match pred_len {
-                ..=96 => (4e-4, 0.0),
-                ..=192 => (6e-4, 0.0),
-                ..=336 => (6e-4, 0.1),
+                0..=96 => (4e-4, 0.0),
+                97..=192 => (6e-4, 0.0),
+                193..=336 => (6e-4, 0.1),
                 _ => (4e-4, 0.0),
             };
         }

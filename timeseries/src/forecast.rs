@@ -2,7 +2,7 @@
 
 use crate::calendar::{N_MARKS, marks};
 use crate::checkpoint::{CheckpointConfig, ForecastCheckpoint};
-use crate::conformal::Calibration;
+use crate::conformal::{Calibration, spread};
 use crate::error::{Error, Result};
 use crate::models::{ForecastModel, Input};
 use crate::table::{Frequency, Series};
@@ -138,11 +138,12 @@ impl Forecaster {
         let input = Input { values: Tensor::from_vec(x, (b, l, n), &self.device)?, marks };
         let y = self.model.forward(&input, &mut None)?.to_dtype(DType::F32)?;
         let y = y.flatten_all()?.to_vec1::<f32>()?; // (B · H · V)
+        let spreads = spread(&input.values)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?; // (B · V)
         let scaler = &self.config.scaler;
         Ok(look_backs
             .iter()
-            .zip(y.chunks(h * n))
-            .map(|(look_back, y)| {
+            .zip(y.chunks(h * n).zip(spreads.chunks(n)))
+            .map(|(look_back, (y, spread))| {
                 let last = look_back.times[l - 1];
                 let restore = |shift: &dyn Fn(usize) -> f64| -> Vec<f64> {
                     y.iter()
@@ -152,7 +153,8 @@ impl Forecaster {
                 };
                 let interval = |&level: &u8| {
                     let calibration = self.calibration.as_ref().expect("levels were checked against it");
-                    let half = |i: usize| calibration.half_width(level, i / n, i % n);
+                    let half =
+                        |i: usize| calibration.half_width(level, i / n, i % n) * f64::from(spread[i % n]);
                     Interval { level, lower: restore(&|i| -half(i)), upper: restore(&half) }
                 };
                 Forecast {

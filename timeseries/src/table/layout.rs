@@ -54,14 +54,20 @@ impl Layout {
     pub(super) fn detect(path: &Path, chunk: &Chunk, options: &TableOptions) -> Result<Self> {
         let frame = &chunk.frame;
         let names: Vec<String> = frame.get_column_names().iter().map(|n| n.to_string()).collect();
-        let expect = |name: &String| match names.contains(name) {
-            true => Ok(()),
-            false => {
+        let find = |name: &String| {
+            let folded = names.iter().find(|known| ascii(known) == *name);
+            let known = names.iter().find(|known| *known == name).or(folded);
+            known.cloned().ok_or_else(|| {
                 let known = names.join(", ");
-                Err(Error::table(path, format!("there is no column {name:?}, only {known}")))
-            }
+                Error::table(path, format!("there is no column {name:?}, only {known}"))
+            })
         };
-        options.time.iter().chain(&options.id).chain(&options.columns).try_for_each(expect)?;
+        let options = &TableOptions {
+            time: options.time.as_ref().map(find).transpose()?,
+            id: options.id.as_ref().map(find).transpose()?,
+            columns: options.columns.iter().map(find).collect::<Result<_>>()?,
+            ..options.clone()
+        };
         let missing: Vec<String> = options.missing_values.iter().map(|v| v.trim().to_lowercase()).collect();
         let (time, notation) = time_column(path, chunk, &names, options)?;
         let mut layout = Self {
@@ -196,6 +202,11 @@ impl Layout {
         };
         numbers.iter().zip(&chunk.lines).map(value).collect()
     }
+}
+
+/// A name as it is left where only ASCII is kept: every other byte a question mark.
+fn ascii(name: &str) -> String {
+    name.bytes().map(|b| if b.is_ascii() { char::from(b) } else { '?' }).collect()
 }
 
 /// `1,5` or `1.234,5`.

@@ -32,7 +32,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 /// How a table is read; every setting is a flag of the commands too.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
 #[serde(default, deny_unknown_fields)]
 pub struct TableOptions {
     /// Column with the time [default: the first that holds times]
@@ -70,23 +70,13 @@ pub struct TableOptions {
     pub missing: Missing,
 }
 
-impl Default for TableOptions {
-    fn default() -> Self {
-        Self {
-            time: None,
-            id: None,
-            columns: Vec::new(),
-            time_format: None,
-            time_zone: None,
-            missing_values: Vec::new(),
-            duplicates: Duplicates::default(),
-            gaps: Gaps::default(),
-            missing: Missing::default(),
-        }
-    }
-}
-
 impl TableOptions {
+    /// Rows as they stand, whatever their times: how the published benchmarks read theirs, of which Weather has gaps and a
+    /// time that comes twice.
+    pub fn as_they_stand() -> Self {
+        Self { duplicates: Duplicates::Keep, gaps: Gaps::Keep, ..Self::default() }
+    }
+
     /// The zone of the times, if one is given.
     pub(crate) fn zone(&self) -> Result<Option<chrono_tz::Tz>> {
         let parse = |name: &String| {
@@ -199,6 +189,7 @@ pub struct SeriesStream {
     /// Hashes of the ids that are done.
     seen: HashSet<u64>,
     counts: Counts,
+    failed: bool,
 }
 
 impl SeriesStream {
@@ -212,6 +203,7 @@ impl SeriesStream {
             current: None,
             seen: HashSet::new(),
             counts: Counts::default(),
+            failed: false,
         })
     }
 
@@ -276,8 +268,14 @@ impl SeriesStream {
 impl Iterator for SeriesStream {
     type Item = Result<Series>;
 
+    /// After an error there is nothing more.
     fn next(&mut self) -> Option<Self::Item> {
-        self.step().transpose()
+        if self.failed {
+            return None;
+        }
+        let next = self.step();
+        self.failed = next.is_err();
+        next.transpose()
     }
 }
 

@@ -147,12 +147,13 @@ const HOUR: i64 = 60 * MINUTE;
 const DAY: i64 = 24 * HOUR;
 
 impl Frequency {
-    /// The most common distance of neighbours in sorted times without duplicates; `None` of fewer than two.
+    /// The most common distance of different neighbours in sorted times; `None` of fewer than two different times.
     pub(crate) fn infer(times: &[i64], notation: &Notation) -> Option<Self> {
         let mut counts: HashMap<i64, usize> = HashMap::new();
         for pair in times.windows(2) {
             *counts.entry(pair[1] - pair[0]).or_default() += 1;
         }
+        counts.remove(&0);
         let (&distance, _) = counts.iter().max_by_key(|&(&distance, &count)| (count, -distance))?;
         if *notation == Notation::Steps {
             return Some(Self::Steps(distance));
