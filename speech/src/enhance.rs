@@ -31,6 +31,16 @@ impl Enhancer {
         &self.model
     }
 
+    /// Where it computes.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The type it computes in.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
     /// Samples in a second.
     pub fn sample_rate(&self) -> u32 {
         self.cfg.stft_cfg.sampling_rate

@@ -10,8 +10,10 @@ pub mod metrics;
 pub mod mixture;
 pub mod model;
 pub mod sample;
+pub mod spectrogram;
 pub mod spectrum;
 pub mod stft;
+pub mod stream;
 pub mod task;
 
 pub use checkpoint::SeMambaCheckpoint;
@@ -19,3 +21,4 @@ pub use config::{Config, ModelConfig};
 pub use enhance::Enhancer;
 pub use error::{Error, Result};
 pub use model::SeMamba;
+pub use stream::Stream;

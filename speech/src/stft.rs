@@ -123,6 +123,34 @@ impl<T: FftNum> Stft<T> {
         (if at > last { 2 * last - at } else { at }) as usize
     }
 
+    /// The window.
+    pub fn window(&self) -> &[T] {
+        &self.window
+    }
+
+    /// The spectrum of one frame of `n_fft` samples, windowed here.
+    ///
+    /// # Panics
+    /// If there are fewer or more samples.
+    pub fn frame_spectrum(&self, samples: &[T]) -> (Vec<T>, Vec<T>) {
+        let mut frame: Vec<T> = samples.iter().zip(&*self.window).map(|(&x, &w)| x * w).collect();
+        let mut spectrum = self.forward.make_output_vec();
+        self.transform(&mut frame, &mut spectrum);
+        spectrum.iter().map(|x| (x.re, x.im)).unzip()
+    }
+
+    /// The samples of one frame, windowed once more, as they are added up.
+    ///
+    /// # Panics
+    /// If there are fewer or more bins than [`Stft::bins`].
+    pub fn frame_samples(&self, re: &[T], im: &[T]) -> Vec<T> {
+        let mut frame = self.inverse.make_output_vec();
+        let mut spectrum: Vec<_> = re.iter().zip(im).map(|(&re, &im)| Complex { re, im }).collect();
+        self.untransform(&mut spectrum, &mut frame);
+        let scale = real::<T>(1.0 / self.n_fft as f64);
+        frame.iter().zip(&*self.window).map(|(&x, &w)| x * w * scale).collect()
+    }
+
     /// The spectrum of a signal: `(frames, bins)` of real and of imaginary parts.
     ///
     /// # Panics

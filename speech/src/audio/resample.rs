@@ -46,6 +46,11 @@ impl Resampler {
         ((u128::from(frames) * to * 2 + from) / (2 * from)) as u64
     }
 
+    /// Frames that have come out so far.
+    pub fn given(&self) -> u64 {
+        self.given
+    }
+
     /// Takes samples and gives those that are finished.
     ///
     /// # Errors

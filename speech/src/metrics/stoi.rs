@@ -76,9 +76,9 @@ fn window() -> Vec<f64> {
     (1..=FRAME).map(|k| 0.5 - 0.5 * (std::f64::consts::TAU * k as f64 / n).cos()).collect()
 }
 
-/// Starts of the frames of a signal.
+/// Starts of the frames of a signal; as in the authors' code, a frame that ends where the signal ends does not count.
 fn starts(len: usize) -> impl Iterator<Item = usize> {
-    (0..(len + 1).saturating_sub(FRAME)).step_by(FRAME / 2)
+    (0..len.saturating_sub(FRAME)).step_by(FRAME / 2)
 }
 
 /// Both signals put together again from the windowed frames in which the first one is not silent.
