@@ -9,6 +9,7 @@ pub mod losses;
 pub mod metrics;
 pub mod mixture;
 pub mod model;
+pub mod pcs;
 pub mod sample;
 pub mod spectrogram;
 pub mod spectrum;

@@ -80,17 +80,26 @@ impl<T: FftNum> Stft<T> {
     /// # Errors
     /// As [`StftConfig::validate`].
     pub fn new(cfg: &StftConfig) -> Result<Self> {
+        let hann = |n: usize| 0.5 - 0.5 * (std::f64::consts::TAU * n as f64 / cfg.n_fft as f64).cos();
+        Self::with_window(cfg, (0..cfg.n_fft).map(hann).collect())
+    }
+
+    /// Plans the transform under another window, of `n_fft` values.
+    ///
+    /// # Errors
+    /// As [`StftConfig::validate`].
+    pub fn with_window(cfg: &StftConfig, window: Vec<f64>) -> Result<Self> {
         cfg.validate()?;
         let n_fft = cfg.n_fft;
-        let value = |n: usize| {
-            let angle = 2.0 * std::f64::consts::PI * n as f64 / n_fft as f64;
-            real::<T>(0.5 - 0.5 * angle.cos())
-        };
+        if window.len() != n_fft {
+            let (got, expected) = (window.len().to_string(), format!("n_fft values, {n_fft}"));
+            return Err(Error::Setting { name: "window", got, expected });
+        }
         let mut planner = RealFftPlanner::new();
         Ok(Self {
             n_fft,
             hop: cfg.hop_size,
-            window: (0..n_fft).map(value).collect(),
+            window: window.into_iter().map(real::<T>).collect(),
             forward: planner.plan_fft_forward(n_fft),
             inverse: planner.plan_fft_inverse(n_fft),
         })

@@ -142,7 +142,7 @@ fn mistakes_are_explained() {
     fails("train --out r --preset huge", 2, "--preset huge: expected one of semamba");
     fails("train --out r --set model.model_cfg.hid_feature=0", 2, "hid_feature");
     fails("train --out r --set data.segment_size=1650", 2, "multiple of the hop");
-    fails("train --out r --clean . --noise nowhere", 1, "nowhere");
+    fails("train --out r --clean good.wav --noise nowhere", 1, "nowhere");
     // One bad recording does not stop the others.
     speech("enhance good.wav text.wav --out both", dir).assert().code(1).stderr(contains("text.wav"));
     assert!(dir.join("both/good.wav").is_file() && !dir.join("both/text.wav").exists());

@@ -3,10 +3,11 @@
 use super::Audio;
 use crate::{Error, Result};
 use rubato::audioadapter_buffers::direct::SequentialSlice;
-use rubato::{Fft, FixedSync, Resampler as _};
+use rubato::{Fft, FixedSync, Resampler as _, WindowFunction};
 
-/// Frames that the resampler takes at once, about.
-const CHUNK: usize = 1024;
+/// Frames that the resampler takes at once, about. It filters by one transform of this size, which is long enough for a
+/// steep edge.
+const CHUNK: usize = 4096;
 
 /// Resamples one channel that arrives in pieces. What comes out has no delay, and in all
 /// `round(frames · to / from)` frames.
@@ -32,7 +33,7 @@ impl Resampler {
         let inner = match from == to {
             true => None,
             false => Some(
-                Fft::new(from as usize, to as usize, CHUNK, 1, FixedSync::Input)
+                Fft::new_custom(from as usize, to as usize, CHUNK, 1, 1, WindowFunction::BlackmanHarris2, FixedSync::Input)
                     .map_err(|e| Error::Resample { from, to, reason: e.to_string() })?,
             ),
         };
