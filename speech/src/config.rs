@@ -42,6 +42,9 @@ pub struct ModelConfig {
     pub output_channel: usize,
     /// Layers of each dense block; upstream has 4.
     pub dense_depth: usize,
+    /// The phase decoder gives the change of the noisy phase, so that an untrained model changes nothing and little
+    /// training goes far; upstream's gives the phase itself.
+    pub phase_residual: bool,
     /// No layer looks ahead in time: for live use. Upstream has no such form.
     pub causal: bool,
 }
@@ -60,6 +63,7 @@ impl Default for ModelConfig {
             input_channel: 2,
             output_channel: 1,
             dense_depth: 4,
+            phase_residual: false,
             causal: false,
         }
     }
@@ -95,6 +99,7 @@ impl Config {
                 // As many channels as a vector register holds.
                 (model.hid_feature, model.num_tfmamba, model.expand) = (16, 2, 2);
                 (model.d_state, model.dense_depth) = (8, 3);
+                model.phase_residual = true;
                 model.causal = name == "semamba-stream";
             }
             _ => return None,
@@ -104,7 +109,8 @@ impl Config {
 
     /// Refuses settings that make no model.
     pub fn validate(&self) -> Result<()> {
-        let ModelConfig { hid_feature, num_tfmamba, input_channel, output_channel, dense_depth, .. } = self.model_cfg;
+        let ModelConfig { hid_feature, num_tfmamba, input_channel, output_channel, dense_depth, .. } =
+            self.model_cfg;
         self.stft_cfg.validate()?;
         let positive = |x: f64| x > 0.0 && x.is_finite();
         let problem = if self.model_type != "semamba" {

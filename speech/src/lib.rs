@@ -3,6 +3,7 @@
 pub mod audio;
 pub mod checkpoint;
 pub mod config;
+pub mod discriminator;
 pub mod enhance;
 mod error;
 pub mod losses;

@@ -5,8 +5,8 @@
 //! log(1 + |Y|) = w(f) · log(1 + |X|)      1 ≤ w ≤ 1.4, phases kept
 //! ```
 
-use crate::stft::{Stft, StftConfig};
 use crate::Result;
+use crate::stft::{Stft, StftConfig};
 
 /// First bin of 201 from which on a weight holds, by the band importances of ANSI S3.5.
 const WEIGHTS: [(usize, f64); 9] = [
@@ -23,7 +23,8 @@ const WEIGHTS: [(usize, f64); 9] = [
 
 /// The weight of every bin of a spectrum of 400 samples at 16 kHz.
 pub fn weights() -> Vec<f64> {
-    let of_bin = |bin: usize| WEIGHTS.iter().rev().find(|(first, _)| *first <= bin).map_or(1.0, |(_, weight)| *weight);
+    let of_bin =
+        |bin: usize| WEIGHTS.iter().rev().find(|(first, _)| *first <= bin).map_or(1.0, |(_, weight)| *weight);
     (0..201).map(of_bin).collect()
 }
 

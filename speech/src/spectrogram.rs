@@ -78,8 +78,13 @@ impl BeforeAfter {
 
 /// Black over violet and orange to pale yellow, for 0 to 1.
 fn colour(level: f32) -> plotters::style::RGBColor {
-    const STOPS: [[f32; 3]; 5] =
-        [[0.0, 0.0, 8.0], [80.0, 18.0, 120.0], [182.0, 54.0, 121.0], [251.0, 136.0, 97.0], [252.0, 253.0, 191.0]];
+    const STOPS: [[f32; 3]; 5] = [
+        [0.0, 0.0, 8.0],
+        [80.0, 18.0, 120.0],
+        [182.0, 54.0, 121.0],
+        [251.0, 136.0, 97.0],
+        [252.0, 253.0, 191.0],
+    ];
     let at = level.clamp(0.0, 1.0) * 4.0;
     let i = (at as usize).min(3);
     let mix = |c: usize| (STOPS[i][c] + (STOPS[i + 1][c] - STOPS[i][c]) * (at - i as f32)) as u8;
@@ -93,7 +98,8 @@ impl Picture for BeforeAfter {
     {
         use plotters::prelude::*;
         area.fill(&WHITE)?;
-        let loudest = self.panels.iter().flat_map(|(_, p)| p.levels.iter().flatten()).copied().fold(-120.0, f32::max);
+        let loudest =
+            self.panels.iter().flat_map(|(_, p)| p.levels.iter().flatten()).copied().fold(-120.0, f32::max);
         for ((title, panel), area) in self.panels.iter().zip(area.split_evenly((2, 1))) {
             let mut chart = ChartBuilder::on(&area)
                 .margin(8)

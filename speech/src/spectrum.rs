@@ -12,7 +12,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, WithDTyp
 pub struct Spectrum {
     /// Magnitudes raised to the power γ.
     pub mag: Tensor,
-    /// Phases in radians, from -π to π.
+    /// Phases in radians; whole turns do not matter.
     pub pha: Tensor,
 }
 
@@ -75,7 +75,9 @@ impl CustomOp2 for Atan2 {
         l2: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         fn slice<'a, T: WithDType>(s: &'a CpuStorage, l: &Layout) -> Result<&'a [T]> {
-            let Some((start, end)) = l.contiguous_offsets() else { bail!("atan2: expected contiguous tensors") };
+            let Some((start, end)) = l.contiguous_offsets() else {
+                bail!("atan2: expected contiguous tensors")
+            };
             Ok(&T::cpu_storage_as_slice(s)?[start..end])
         }
         if l1.shape() != l2.shape() {

@@ -113,7 +113,8 @@ fn a_stream_of_raw_samples_has_as_many_samples_as_came() {
     let bytes: Vec<u8> = noisy.iter().flat_map(|x| ((x * 32767.0) as i16).to_le_bytes()).collect();
     for (arguments, rate) in [("--checkpoint live", 16_000), ("--checkpoint live", 8_000), ("", 16_000)] {
         let command = format!("enhance --stream --rate {rate} {arguments}");
-        let out = speech(&command, dir).write_stdin(bytes.clone()).assert().success().get_output().stdout.clone();
+        let out =
+            speech(&command, dir).write_stdin(bytes.clone()).assert().success().get_output().stdout.clone();
         assert_eq!(out.len(), bytes.len(), "{command}");
     }
     speech("enhance --stream --checkpoint live", dir)

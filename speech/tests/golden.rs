@@ -4,7 +4,7 @@
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 use mamba_core::{Params, checkpoint};
-use mamba_kernels::testing::{Case, check_cases, expect_close, golden_dir};
+use mamba_kernels::testing::{Case, Check, check_cases, expect_close, golden_dir};
 use mamba_speech::audio::read_mono;
 use mamba_speech::metrics::score;
 use mamba_speech::spectrum::Spectrum;
@@ -76,8 +76,9 @@ fn spectra_and_model(case: &Case) -> Result<()> {
         let model = SeMamba::new(&cfg, &params.builder())?;
         params.check().map_err(candle_core::Error::wrap)?;
         let mut activations = Vec::new();
-        let enhanced =
-            model.forward_each(&noisy(case, "", dtype)?, |name, x| activations.push((name.to_string(), x.clone())))?;
+        let enhanced = model.forward_each(&noisy(case, "", dtype)?, |name, x| {
+            activations.push((name.to_string(), x.clone()))
+        })?;
         for (name, want) in case.with_prefix("act.") {
             let name = if name == "mask_decoder" { "mask_decoder" } else { name.as_str() };
             let Some((_, got)) = activations.iter().find(|(seen, _)| seen == name) else {
@@ -92,13 +93,20 @@ fn spectra_and_model(case: &Case) -> Result<()> {
         }
         // The committed case lacks these two; there the first frames and the signal are compared.
         let close = |name: &str, got: &Tensor| match case.get(name) {
-            Some(want) => expect_close(&format!("{name} {dtype:?}"), &got.contiguous()?, &by_frame(want)?, tolerance),
+            Some(want) => {
+                expect_close(&format!("{name} {dtype:?}"), &got.contiguous()?, &by_frame(want)?, tolerance)
+            }
             None => Ok(()),
         };
         close("enhanced_mag", &enhanced.mag)?;
         close("enhanced_com", &enhanced.complex()?)?;
         let wav = enhanced.signal(stft, compress)?;
-        expect_close("enhanced_wav_normalized", &wav, &case.tensor("enhanced_wav_normalized")?.to_dtype(dtype)?, 1e-3)?;
+        expect_close(
+            "enhanced_wav_normalized",
+            &wav,
+            &case.tensor("enhanced_wav_normalized")?.to_dtype(dtype)?,
+            1e-3,
+        )?;
         if dtype == DType::F64
             && let Some(want) = case.get("f64.enhanced_mag")
         {
@@ -137,7 +145,7 @@ fn spectra_and_model(case: &Case) -> Result<()> {
 
 #[test]
 fn semamba_equals_the_official_implementation() {
-    let kinds: [(&str, &dyn Fn(&Case) -> Result<()>); 2] = [("semamba", &spectra_and_model), ("pcs400", &stretched)];
+    let kinds: [Check<'_>; 2] = [("semamba", &spectra_and_model), ("pcs400", &stretched)];
     check_cases(&root(), &kinds, &["stft", "metrics"], &["semamba"]);
 }
 

@@ -23,7 +23,11 @@ pub(super) struct Image<'a, T> {
 
 impl<'a, T: Real> Image<'a, T> {
     pub(super) fn new(data: &'a [T], batch: usize, (height, width): (usize, usize), channels: usize) -> Self {
-        assert_eq!(data.len(), batch * height * width * channels, "an image of {height} × {width} × {channels}");
+        assert_eq!(
+            data.len(),
+            batch * height * width * channels,
+            "an image of {height} × {width} × {channels}"
+        );
         Self { data, height, width, channels }
     }
 
@@ -113,7 +117,16 @@ pub(super) fn correlate<T: Real>(
                     let source = image.padded(b, input_row, plan.margin, buffer);
                     let matrices = packed.matrices.iter().skip(k).step_by(plan.kernel.0);
                     for ((phase, group), matrix) in groups(plan).zip(matrices) {
-                        add_product(out, phase, group, plan.margin.0, source, image.channels, matrix, channels);
+                        add_product(
+                            out,
+                            phase,
+                            group,
+                            plan.margin.0,
+                            source,
+                            image.channels,
+                            matrix,
+                            channels,
+                        );
                     }
                 }
             }
@@ -196,7 +209,16 @@ pub(super) fn weight_gradient<T: Real>(
                     for group in &phase.groups {
                         let size = group.taps.len() * c_big * c_small;
                         let sums = &mut sums[offset + k * size..][..size];
-                        add_outer_product(sums, phase, group, plan.margin.0, source, c_big, small_row, c_small);
+                        add_outer_product(
+                            sums,
+                            phase,
+                            group,
+                            plan.margin.0,
+                            source,
+                            c_big,
+                            small_row,
+                            c_small,
+                        );
                         offset += kh * size;
                     }
                 }

@@ -171,10 +171,17 @@ impl Op {
         let (y, (h, w), c) = match self.transposed {
             false => {
                 let plan = Plan::gather(s.conv, s.kernel, s.big, s.small);
-                let images: Vec<_> =
-                    images.iter().zip(&s.big_channels).map(|(x, &c)| Image::new(x, s.batch, s.big, c)).collect();
+                let images: Vec<_> = images
+                    .iter()
+                    .zip(&s.big_channels)
+                    .map(|(x, &c)| Image::new(x, s.batch, s.big, c))
+                    .collect();
                 let packed = cpu::pack(&plan, weight, s, true);
-                (cpu::correlate(&plan, &images, &packed, bias, s.small, s.small_channels), s.small, s.small_channels)
+                (
+                    cpu::correlate(&plan, &images, &packed, bias, s.small, s.small_channels),
+                    s.small,
+                    s.small_channels,
+                )
             }
             true => {
                 let plan = Plan::scatter(s.conv, s.kernel, s.big, s.small);

@@ -41,14 +41,10 @@ impl Plan {
         big: (usize, usize),
         small: (usize, usize),
     ) -> Self {
-        let taps = (0..kernel.1).map(|l| ((l * conv.dilation.1) as isize - conv.pad_w.0 as isize, l)).collect();
-        let phase = Phase {
-            first: 0,
-            step: 1,
-            count: small.1,
-            input_step: conv.stride.1,
-            groups: group(taps),
-        };
+        let taps =
+            (0..kernel.1).map(|l| ((l * conv.dilation.1) as isize - conv.pad_w.0 as isize, l)).collect();
+        let phase =
+            Phase { first: 0, step: 1, count: small.1, input_step: conv.stride.1, groups: group(taps) };
         let rows = (0..small.0).map(|i| {
             let row = |k: usize| (i * conv.stride.0 + k * conv.dilation.0).checked_sub(conv.pad_h.0);
             (0..kernel.0).filter_map(|k| Some((k, row(k).filter(|&row| row < big.0)?))).collect()

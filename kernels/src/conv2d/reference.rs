@@ -16,10 +16,12 @@ pub fn conv2d(inputs: &[&Tensor], weight: &Tensor, bias: Option<&Tensor>, conv: 
     let mut y = None;
     for k in 0..sizes.kernel.0 {
         for l in 0..sizes.kernel.1 {
-            let rows: Vec<_> =
-                (0..sizes.small.0).map(|i| at((i, k), conv.stride.0, conv.dilation.0, conv.pad_h.0)).collect();
-            let columns: Vec<_> =
-                (0..sizes.small.1).map(|j| at((j, l), conv.stride.1, conv.dilation.1, conv.pad_w.0)).collect();
+            let rows: Vec<_> = (0..sizes.small.0)
+                .map(|i| at((i, k), conv.stride.0, conv.dilation.0, conv.pad_h.0))
+                .collect();
+            let columns: Vec<_> = (0..sizes.small.1)
+                .map(|j| at((j, l), conv.stride.1, conv.dilation.1, conv.pad_w.0))
+                .collect();
             let tap = weight.narrow(2, k, 1)?.narrow(3, l, 1)?.squeeze(3)?.squeeze(2)?; // (C_out, C)
             add_tap(&mut y, &select(&select(&x, 1, &rows)?, 2, &columns)?, &tap.t()?)?;
         }

@@ -92,7 +92,7 @@ impl<T: Real> WithSimd for Moments<'_, T> {
             mean.iter_mut().zip(pixel).for_each(|(sum, &x)| *sum += x);
         }
         let count = T::from_f64((block.len() / channels) as f64);
-        mean.iter_mut().for_each(|mean| *mean = *mean / count);
+        mean.iter_mut().for_each(|mean| *mean /= count);
         for pixel in block.chunks_exact(channels) {
             for ((square, &x), &mean) in squares.iter_mut().zip(pixel).zip(&*mean) {
                 let distance = x - mean;

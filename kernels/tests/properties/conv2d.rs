@@ -122,9 +122,8 @@ fn gradients_are_those_of_finite_differences() -> Result<()> {
 #[test]
 fn wrong_arguments_are_named() -> Result<()> {
     let x = inputs((1, 4, 4), &[3], 2, (3, 3))?;
-    let error = |inputs: &[&Tensor], bias: &Tensor| {
-        message(conv2d(inputs, &x[0], Some(bias), Conv2d::default()))
-    };
+    let error =
+        |inputs: &[&Tensor], bias: &Tensor| message(conv2d(inputs, &x[0], Some(bias), Conv2d::default()));
     assert_eq!(
         error(&[&x[2], &x[2]], &x[1]),
         "conv2d: the input has 6 channels, the weight [2, 3, 3, 3] expects 3"

@@ -17,7 +17,8 @@ fn inputs(dims: &[usize]) -> Result<Vec<Tensor>> {
 
 #[test]
 fn kernels_compute_what_the_reference_says() -> Result<()> {
-    let shapes: [&[usize]; 5] = [&[1, 2, 1], &[2, 3, 5, 7], &[3, 40, 33], &[2, 70, 30, 16], &[1, 5, 3, 20_000]];
+    let shapes: [&[usize]; 5] =
+        [&[1, 2, 1], &[2, 3, 5, 7], &[3, 40, 33], &[2, 70, 30, 16], &[1, 5, 3, 20_000]];
     for dims in shapes {
         for slope in [false, true] {
             let of = |x: &[Tensor]| slope.then(|| x[3].clone());

@@ -33,8 +33,16 @@ impl Resampler {
         let inner = match from == to {
             true => None,
             false => Some(
-                Fft::new_custom(from as usize, to as usize, CHUNK, 1, 1, WindowFunction::BlackmanHarris2, FixedSync::Input)
-                    .map_err(|e| Error::Resample { from, to, reason: e.to_string() })?,
+                Fft::new_custom(
+                    from as usize,
+                    to as usize,
+                    CHUNK,
+                    1,
+                    1,
+                    WindowFunction::BlackmanHarris2,
+                    FixedSync::Input,
+                )
+                .map_err(|e| Error::Resample { from, to, reason: e.to_string() })?,
             ),
         };
         let skip = inner.as_ref().map_or(0, |r| r.output_delay());

@@ -36,7 +36,8 @@ impl WavFormat {
 pub(super) fn open(path: &Path) -> Result<(Spec, Box<dyn Source>)> {
     let reader = hound::WavReader::open(path).map_err(|e| Error::audio(path, describe(&e)))?;
     let header = reader.spec();
-    let format = WavFormat { bits: header.bits_per_sample, float: header.sample_format == SampleFormat::Float };
+    let format =
+        WavFormat { bits: header.bits_per_sample, float: header.sample_format == SampleFormat::Float };
     if !(matches!(format.bits, 8 | 16 | 24 | 32) && (!format.float || format.bits == 32)) {
         let kind = if format.float { "floats" } else { "integers" };
         return Err(Error::audio(path, format!("WAV of {} bit {kind} is not supported", format.bits)));
@@ -84,7 +85,9 @@ fn describe(error: &hound::Error) -> String {
         hound::Error::FormatError(reason) => format!("not a valid WAV file: {reason}"),
         hound::Error::Unsupported => "this kind of WAV file is not supported".into(),
         // hound reports the end of the file as an error without a kind.
-        hound::Error::IoError(e) if matches!(e.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::Other) => {
+        hound::Error::IoError(e)
+            if matches!(e.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::Other) =>
+        {
             "the file is truncated".into()
         }
         other => other.to_string(),

@@ -147,9 +147,16 @@ fn tasks(inputs: &[PathBuf], out: &Path) -> Result<Vec<Task>> {
 }
 
 /// Makes all results of this shard. A recording that fails is reported, and the others go on.
-fn batch(args: &Args, tasks: &[Task], enhancer: &Enhancer, model: &str, options: &Options) -> Result<ExitCode> {
+fn batch(
+    args: &Args,
+    tasks: &[Task],
+    enhancer: &Enhancer,
+    model: &str,
+    options: &Options,
+) -> Result<ExitCode> {
     let stop = Stop::on_signals()?;
-    let ours: Vec<&Task> = tasks.iter().enumerate().filter(|(i, _)| args.shard.owns(*i)).map(|(_, t)| t).collect();
+    let ours: Vec<&Task> =
+        tasks.iter().enumerate().filter(|(i, _)| args.shard.owns(*i)).map(|(_, t)| t).collect();
     let mut totals = Totals::default();
     let (mut finished, mut failed) = (0, 0);
     for task in &ours {
@@ -186,7 +193,11 @@ fn batch(args: &Args, tasks: &[Task], enhancer: &Enhancer, model: &str, options:
     match args.common.format {
         mamba_core::cli::Format::Json => println!("{summary}"),
         mamba_core::cli::Format::Human if ours.len() > 1 && !args.common.quiet => {
-            eprintln!("{} written, {finished} already there, {failed} failed; {}", totals.recordings, totals.describe());
+            eprintln!(
+                "{} written, {finished} already there, {failed} failed; {}",
+                totals.recordings,
+                totals.describe()
+            );
         }
         mamba_core::cli::Format::Human => (),
     }
@@ -206,10 +217,10 @@ fn claim(args: &Args, task: &Task, model: &str, options: &Options) -> Result<Cla
         "pcs": args.pcs,
     }))?;
     if let Some(folder) = task.output.parent().filter(|f| !f.as_os_str().is_empty()) {
-        std::fs::create_dir_all(folder)
-            .map_err(|e| anyhow::anyhow!("{}: {e}", folder.display()))?;
+        std::fs::create_dir_all(folder).map_err(|e| anyhow::anyhow!("{}: {e}", folder.display()))?;
     }
-    let beside: Vec<PathBuf> = options.picture.then(|| task.output.with_extension("png")).into_iter().collect();
+    let beside: Vec<PathBuf> =
+        options.picture.then(|| task.output.with_extension("png")).into_iter().collect();
     let job = Job::new("mamba-speech enhance", fingerprint).overwrite(args.overwrite);
     Ok(job.claim(&task.output, &beside, None)?)
 }

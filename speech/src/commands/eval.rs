@@ -38,7 +38,8 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let device = args.common.start()?;
-    let enhancer = SeMambaCheckpoint::open_or_bundled(args.checkpoint.as_deref())?.enhancer(args.common.dtype(), &device)?;
+    let enhancer = SeMambaCheckpoint::open_or_bundled(args.checkpoint.as_deref())?
+        .enhancer(args.common.dtype(), &device)?;
     let pairs = pairs(&args.clean, &args.noisy)?;
     let mut progress = args.common.progress(Some(pairs.len() as u64), "clips");
     let (mut before, mut after) = (Vec::new(), Vec::new());

@@ -1,6 +1,8 @@
 //! Files come back as they were written, and damaged ones are refused in words.
 
-use mamba_speech::audio::{Audio, Reader, Resampler, WavFormat, files_in, read, read_mono, resample, write_wav};
+use mamba_speech::audio::{
+    Audio, Reader, Resampler, WavFormat, files_in, read, read_mono, resample, write_wav,
+};
 use proptest::prelude::*;
 
 const EIGHT_BITS: WavFormat = WavFormat { bits: 8, float: false };
@@ -58,7 +60,9 @@ fn damaged_files_are_refused_in_words() {
     write_wav(&path, &Audio::mono(16_000, tone(16_000, 5_000, 440.0)), WavFormat::PCM16).unwrap();
     let whole = std::fs::read(&path).unwrap();
     assert!(message(&whole[..whole.len() - 801]).contains("truncated"));
-    assert!(message(&whole[..20]).contains("not a valid WAV file") || message(&whole[..20]).contains("truncated"));
+    assert!(
+        message(&whole[..20]).contains("not a valid WAV file") || message(&whole[..20]).contains("truncated")
+    );
     assert!(message(b"").ends_with("the file is empty"));
     assert!(message(b"hello, this is text and no sound").contains("not a WAV, FLAC, Ogg Vorbis or MP3 file"));
     write_wav(&path, &Audio::mono(16_000, Vec::new()), WavFormat::PCM16).unwrap();
@@ -98,7 +102,8 @@ fn resampling_keeps_a_tone_and_its_place() {
         let want = tone(to, to as usize, 300.0);
         assert_eq!(got.len(), want.len());
         let inner = to as usize / 10..to as usize * 9 / 10;
-        let error = got[inner.clone()].iter().zip(&want[inner]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let error =
+            got[inner.clone()].iter().zip(&want[inner]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(error < 2e-3, "{from} to {to}: {error}");
     }
     assert!(Resampler::new(0, 16_000).is_err());

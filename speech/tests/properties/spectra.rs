@@ -42,13 +42,16 @@ fn impossible_sizes_are_refused_by_name() {
 fn gradients_of_the_transforms_are_those_of_finite_differences() -> Result<()> {
     let weighted = |y: Tensor| (&y * pseudo_random(y.dims(), 9, DType::F64)?)?.sum_all();
     let signal = pseudo_random(&[2, 24], 1, DType::F64)?;
-    expect_gradients_match_differences(&[("signal", signal.clone())], 1e-7, |x| weighted(stft(&x[0], &SMALL)?))?;
+    expect_gradients_match_differences(&[("signal", signal.clone())], 1e-7, |x| {
+        weighted(stft(&x[0], &SMALL)?)
+    })?;
     let spectrum = pseudo_random(&[2, 4, 9, 2], 2, DType::F64)?;
     expect_gradients_match_differences(&[("spectrum", spectrum)], 1e-7, |x| weighted(istft(&x[0], &SMALL)?))?;
     expect_gradients_match_differences(&[("signal", signal)], 1e-5, |x| {
         weighted(compressed_complex(&x[0], &SMALL, 0.3)?)
     })?;
-    let points = [("y", pseudo_random(&[3, 5], 3, DType::F64)?), ("x", pseudo_random(&[3, 5], 4, DType::F64)?)];
+    let points =
+        [("y", pseudo_random(&[3, 5], 3, DType::F64)?), ("x", pseudo_random(&[3, 5], 4, DType::F64)?)];
     expect_gradients_match_differences(&points, 1e-6, |x| weighted(atan2(&x[0], &x[1])?))
 }
 

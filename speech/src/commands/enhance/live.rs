@@ -22,7 +22,10 @@ pub(crate) fn run(enhancer: &Enhancer, options: &Options, rate: u32) -> Result<E
         let rest = keep.mix(stream.finish()?);
         return write(&rest).map(|()| ExitCode::SUCCESS);
     }
-    eprintln!("sound comes out in chunks of seconds: a model of preset semamba-stream at {} Hz follows live", enhancer.sample_rate());
+    eprintln!(
+        "sound comes out in chunks of seconds: a model of preset semamba-stream at {} Hz follows live",
+        enhancer.sample_rate()
+    );
     let mut lane = Lane::new(enhancer, rate, options)?;
     let total = copy(|samples| lane.push(samples))?;
     write(&lane.finish(total)?)?;
@@ -45,7 +48,10 @@ impl Keep {
     fn mix(&mut self, mut enhanced: Vec<f32>) -> Vec<f32> {
         let n = enhanced.len().min(self.waiting.len());
         let share = self.share;
-        enhanced.iter_mut().zip(self.waiting.drain(..n)).for_each(|(x, y)| *x = (1.0 - share) * *x + share * y);
+        enhanced
+            .iter_mut()
+            .zip(self.waiting.drain(..n))
+            .for_each(|(x, y)| *x = (1.0 - share) * *x + share * y);
         enhanced
     }
 }
@@ -64,8 +70,10 @@ fn copy(mut enhance: impl FnMut(&[f32]) -> Result<Vec<f32>>) -> Result<u64> {
         if n == 0 {
             return Ok(total);
         }
-        let samples: Vec<f32> =
-            bytes[..whole].chunks_exact(2).map(|b| f32::from(i16::from_le_bytes([b[0], b[1]])) / 32768.0).collect();
+        let samples: Vec<f32> = bytes[..whole]
+            .chunks_exact(2)
+            .map(|b| f32::from(i16::from_le_bytes([b[0], b[1]])) / 32768.0)
+            .collect();
         bytes.copy_within(whole..filled, 0);
         filled -= whole;
         total += samples.len() as u64;

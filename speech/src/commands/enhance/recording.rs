@@ -53,7 +53,12 @@ impl Totals {
             0 => String::new(),
             n => format!(", {n} samples limited to full scale"),
         };
-        format!("{:.1} s of sound in {:.1} s, real-time factor {:.3}{clipped}", self.seconds, self.took, self.real_time_factor())
+        format!(
+            "{:.1} s of sound in {:.1} s, real-time factor {:.3}{clipped}",
+            self.seconds,
+            self.took,
+            self.real_time_factor()
+        )
     }
 }
 
@@ -103,7 +108,10 @@ impl<'a> Lane<'a> {
     fn mix(&mut self, mut enhanced: Vec<f32>) -> Vec<f32> {
         let keep = self.keep;
         let n = enhanced.len().min(self.original.len());
-        enhanced.iter_mut().zip(self.original.drain(..n)).for_each(|(x, y)| *x = (1.0 - keep) * *x + keep * y);
+        enhanced
+            .iter_mut()
+            .zip(self.original.drain(..n))
+            .for_each(|(x, y)| *x = (1.0 - keep) * *x + keep * y);
         enhanced
     }
 }
