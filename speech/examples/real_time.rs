@@ -1,7 +1,8 @@
 //! Real-time factors of the presets, with random weights: seconds of work for a second of sound.
 //!
 //! ```sh
-//! cargo run --release -p mamba-speech --example real_time
+//! cargo run --release -p mamba-speech --example real_time             # all of them
+//! cargo run --release -p mamba-speech --example real_time semamba
 //! ```
 
 use candle_core::{DType, Device};
@@ -17,7 +18,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     mamba_core::cli::tune_candle();
     let noisy = sample::noise(1, SECONDS);
     println!("{} threads, {SECONDS} s of sound, best of {REPEATS}", rayon::current_num_threads());
-    for name in Config::PRESETS {
+    let asked: Vec<String> = std::env::args().skip(1).collect();
+    for name in Config::PRESETS.into_iter().filter(|name| asked.is_empty() || asked.iter().any(|a| a == name)) {
         let cfg = Config::preset(name).ok_or("a preset has a config")?;
         let fresh = Params::fresh(0, DType::F32, &Device::Cpu);
         SeMamba::new(&cfg, &fresh.builder())?;
