@@ -19,7 +19,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let noisy = sample::noise(1, SECONDS);
     println!("{} threads, {SECONDS} s of sound, best of {REPEATS}", rayon::current_num_threads());
     let asked: Vec<String> = std::env::args().skip(1).collect();
-    for name in Config::PRESETS.into_iter().filter(|name| asked.is_empty() || asked.iter().any(|a| a == name)) {
+    for name in Config::PRESETS.into_iter().filter(|name| asked.is_empty() || asked.iter().any(|a| a == name))
+    {
         let cfg = Config::preset(name).ok_or("a preset has a config")?;
         let fresh = Params::fresh(0, DType::F32, &Device::Cpu);
         SeMamba::new(&cfg, &fresh.builder())?;
