@@ -19,6 +19,14 @@ pub struct WeightFile {
     pub sha256: String,
 }
 
+/// The checkpoint that is compiled in. Replacing these files is all that replacing it takes.
+const BUNDLED: Bundled = Bundled {
+    name: "semamba-small",
+    config: include_bytes!("../checkpoints/semamba-small/config.json"),
+    weights: include_bytes!("../checkpoints/semamba-small/model.safetensors"),
+    card: include_str!("../checkpoints/semamba-small/README.md"),
+};
+
 /// A checkpoint that is compiled in.
 struct Bundled {
     name: &'static str,
@@ -55,6 +63,19 @@ impl SeMambaCheckpoint {
         };
         config.validate().map_err(|e| problem(path, format!("{}: {e}", checkpoint::CONFIG)))?;
         Ok(Self { path: path.to_owned(), card: None, config, tensors: read.tensors, files })
+    }
+
+    /// [`SeMambaCheckpoint::open`], or without a path the bundled checkpoint.
+    pub fn open_or_bundled(path: Option<&Path>) -> Result<Self> {
+        match path {
+            Some(path) => Self::open(path),
+            None => Self::bundled(),
+        }
+    }
+
+    /// The checkpoint that is compiled into this crate.
+    pub fn bundled() -> Result<Self> {
+        Self::from_bundle(&BUNDLED)
     }
 
     fn from_bundle(bundled: &Bundled) -> Result<Self> {
@@ -113,7 +134,9 @@ impl SeMambaCheckpoint {
     fn build(&self, dtype: DType, device: &Device) -> Result<(SeMamba, Params)> {
         let params = Params::frozen(self.tensors.clone(), dtype, device);
         let model = SeMamba::new(&self.config, &params.builder()).map_err(|e| problem(&self.path, e))?;
-        params.check().map_err(|e| problem(&self.path, e))?;
+        // Training may leave its discriminator in the file.
+        let of_discriminator = |name: &str| name.starts_with(crate::task::DISCRIMINATOR);
+        params.check_with(|_| false, of_discriminator).map_err(|e| problem(&self.path, e))?;
         Ok((model, params))
     }
 }

@@ -42,6 +42,9 @@ pub struct ModelConfig {
     pub output_channel: usize,
     /// Layers of each dense block; upstream has 4.
     pub dense_depth: usize,
+    /// The phase decoder gives the change of the noisy phase, so that an untrained model changes nothing and little
+    /// training goes far; upstream's gives the phase itself.
+    pub phase_residual: bool,
     /// No layer looks ahead in time: for live use. Upstream has no such form.
     pub causal: bool,
 }
@@ -60,6 +63,7 @@ impl Default for ModelConfig {
             input_channel: 2,
             output_channel: 1,
             dense_depth: 4,
+            phase_residual: false,
             causal: false,
         }
     }
@@ -84,19 +88,19 @@ impl Config {
     /// | name | channels | blocks | expand | parameters | |
     /// |---|---|---|---|---|---|
     /// | `semamba` | 64 | 4 | 4 | 2.26 M | the published model |
-    /// | `semamba-small` | 20 | 3 | 3 | 0.2 M | about a tenth of its cost |
-    /// | `semamba-stream` | 16 | 3 | 3 | 0.1 M | causal |
+    /// | `semamba-small` | 16 | 2 | 2 | 0.06 M | for quick training and a laptop |
+    /// | `semamba-stream` | 16 | 2 | 2 | 0.05 M | the same, causal |
     pub fn preset(name: &str) -> Option<Self> {
         let mut cfg = Self::default();
         let model = &mut cfg.model_cfg;
         match name {
             "semamba" => (),
-            "semamba-small" => {
-                (model.hid_feature, model.num_tfmamba, model.expand) = (20, 3, 3);
-            }
-            "semamba-stream" => {
-                (model.hid_feature, model.num_tfmamba, model.expand) = (16, 3, 3);
-                model.causal = true;
+            "semamba-small" | "semamba-stream" => {
+                // As many channels as a vector register holds.
+                (model.hid_feature, model.num_tfmamba, model.expand) = (16, 2, 2);
+                (model.d_state, model.dense_depth) = (8, 3);
+                model.phase_residual = true;
+                model.causal = name == "semamba-stream";
             }
             _ => return None,
         }

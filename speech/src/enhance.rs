@@ -2,7 +2,8 @@
 
 use crate::mixture::rms;
 use crate::spectrum::Spectrum;
-use crate::{Config, SeMamba};
+use crate::stft::StftConfig;
+use crate::{Config, SeMamba, pcs};
 use candle_core::{DType, Device, Result, Tensor};
 use std::collections::VecDeque;
 
@@ -13,12 +14,27 @@ pub struct Enhancer {
     cfg: Config,
     dtype: DType,
     device: Device,
+    stretch: bool,
 }
 
 impl Enhancer {
     /// From a model with its weights.
     pub fn new(model: SeMamba, cfg: Config, dtype: DType, device: &Device) -> Self {
-        Self { model, cfg, dtype, device: device.clone() }
+        Self { model, cfg, dtype, device: device.clone(), stretch: false }
+    }
+
+    /// Whether [perceptual contrast stretching](crate::pcs) comes last. It is defined for spectra of 400 samples at 16 kHz.
+    ///
+    /// # Errors
+    /// Another rate or size of spectrum.
+    pub fn with_stretch(self, stretch: bool) -> crate::Result<Self> {
+        let StftConfig { sampling_rate, n_fft, .. } = self.cfg.stft_cfg;
+        if stretch && (sampling_rate, n_fft) != (16_000, 400) {
+            let got = format!("of a model with {n_fft} samples at {sampling_rate} Hz");
+            let expected = "400 samples at 16000 Hz".into();
+            return Err(crate::Error::Setting { name: "contrast stretching", got, expected });
+        }
+        Ok(Self { stretch, ..self })
     }
 
     /// The hyper-parameters.
@@ -29,6 +45,16 @@ impl Enhancer {
     /// The model.
     pub fn model(&self) -> &SeMamba {
         &self.model
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The type it computes in.
+    pub fn dtype(&self) -> DType {
+        self.dtype
     }
 
     /// Samples in a second.
@@ -57,6 +83,10 @@ impl Enhancer {
         let mut signal = signal.to_vec1::<f32>()?;
         signal.truncate(noisy.len());
         signal.iter_mut().for_each(|x| *x /= factor);
+        if self.stretch {
+            let stretched = pcs::stretch(&signal).map_err(candle_core::Error::wrap)?;
+            return Ok(pcs::like_level(&stretched, &signal));
+        }
         Ok(signal)
     }
 }

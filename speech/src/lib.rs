@@ -3,15 +3,19 @@
 pub mod audio;
 pub mod checkpoint;
 pub mod config;
+pub mod discriminator;
 pub mod enhance;
 mod error;
 pub mod losses;
 pub mod metrics;
 pub mod mixture;
 pub mod model;
+pub mod pcs;
 pub mod sample;
+pub mod spectrogram;
 pub mod spectrum;
 pub mod stft;
+pub mod stream;
 pub mod task;
 
 pub use checkpoint::SeMambaCheckpoint;
@@ -19,3 +23,4 @@ pub use config::{Config, ModelConfig};
 pub use enhance::Enhancer;
 pub use error::{Error, Result};
 pub use model::SeMamba;
+pub use stream::Stream;

@@ -1,4 +1,4 @@
-//! The losses of SEMamba's generator that need no discriminator, with upstream's weights.
+//! The losses of SEMamba's generator, with upstream's weights.
 //!
 //! With `c` the clean and `g` the enhanced signal, all means over the batch:
 //!
@@ -8,6 +8,7 @@
 //! | phase | mean of the anti-wrapped differences of phase, of its step over frequency, and of its step over time |
 //! | complex | 2 · mean over the parts of the compressed complex spectra |
 //! | time | mean absolute difference of the signals |
+//! | metric | (1 - D(c, g))², where the [discriminator](crate::discriminator) D predicts PESQ; off by default, as it takes time |
 //! | consistency | 2 · mean difference between the enhanced spectrum and that of its own signal |
 //!
 //! "Anti-wrapped" is the distance to the nearest multiple of 2π (Ai and Ling 2023, arXiv 2211.15974).
@@ -32,11 +33,13 @@ pub struct LossWeights {
     pub time: f64,
     /// Of the consistency loss.
     pub consistancy: f64,
+    /// Of the metric loss; upstream has 0.05. With 0 there is no discriminator.
+    pub metric: f64,
 }
 
 impl Default for LossWeights {
     fn default() -> Self {
-        Self { magnitude: 0.9, phase: 0.3, complex: 0.1, time: 0.2, consistancy: 0.1 }
+        Self { magnitude: 0.9, phase: 0.3, complex: 0.1, time: 0.2, consistancy: 0.1, metric: 0.0 }
     }
 }
 

@@ -12,7 +12,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, WithDTyp
 pub struct Spectrum {
     /// Magnitudes raised to the power γ.
     pub mag: Tensor,
-    /// Phases in radians, from -π to π.
+    /// Phases in radians; whole turns do not matter.
     pub pha: Tensor,
 }
 
@@ -20,9 +20,19 @@ impl Spectrum {
     /// Of signals `(B, samples)`. No gradient flows through the phase of silence.
     pub fn of(signal: &Tensor, cfg: &StftConfig, compress: f64) -> Result<Self> {
         let x = stft(signal, cfg)?;
-        let (re, im) = (x.narrow(3, 0, 1)?.squeeze(3)?, x.narrow(3, 1, 1)?.squeeze(3)?);
+        Self::from_parts(&x.narrow(3, 0, 1)?.squeeze(3)?, &x.narrow(3, 1, 1)?.squeeze(3)?, compress)
+    }
+
+    /// From the real and imaginary parts of an uncompressed spectrum.
+    pub fn from_parts(re: &Tensor, im: &Tensor, compress: f64) -> Result<Self> {
         let mag = (re.sqr()? + im.sqr()?)?.sqrt()?.powf(compress)?;
-        Ok(Self { mag, pha: atan2(&im, &re)? })
+        Ok(Self { mag, pha: atan2(im, re)? })
+    }
+
+    /// Real and imaginary parts of the uncompressed spectrum.
+    pub fn parts(&self, compress: f64) -> Result<(Tensor, Tensor)> {
+        let mag = self.mag.powf(1.0 / compress)?;
+        Ok(((&mag * self.pha.cos()?)?, (&mag * self.pha.sin()?)?))
     }
 
     /// Real and imaginary parts of the compressed spectrum, `(B, frames, bins, 2)`.
@@ -32,8 +42,8 @@ impl Spectrum {
 
     /// The signals `(B, (frames - 1)·hop)`.
     pub fn signal(&self, cfg: &StftConfig, compress: f64) -> Result<Tensor> {
-        let mag = self.mag.powf(1.0 / compress)?;
-        istft(&Tensor::stack(&[(&mag * self.pha.cos()?)?, (&mag * self.pha.sin()?)?], 3)?, cfg)
+        let (re, im) = self.parts(compress)?;
+        istft(&Tensor::stack(&[re, im], 3)?, cfg)
     }
 }
 

@@ -81,17 +81,26 @@ impl<T: FftNum> Stft<T> {
     /// # Errors
     /// As [`StftConfig::validate`].
     pub fn new(cfg: &StftConfig) -> Result<Self> {
+        let hann = |n: usize| 0.5 - 0.5 * (std::f64::consts::TAU * n as f64 / cfg.n_fft as f64).cos();
+        Self::with_window(cfg, (0..cfg.n_fft).map(hann).collect())
+    }
+
+    /// Plans the transform under another window, of `n_fft` values.
+    ///
+    /// # Errors
+    /// As [`StftConfig::validate`].
+    pub fn with_window(cfg: &StftConfig, window: Vec<f64>) -> Result<Self> {
         cfg.validate()?;
         let n_fft = cfg.n_fft;
-        let value = |n: usize| {
-            let angle = 2.0 * std::f64::consts::PI * n as f64 / n_fft as f64;
-            real::<T>(0.5 - 0.5 * angle.cos())
-        };
+        if window.len() != n_fft {
+            let (got, expected) = (window.len().to_string(), format!("n_fft values, {n_fft}"));
+            return Err(Error::Setting { name: "window", got, expected });
+        }
         let mut planner = RealFftPlanner::new();
         Ok(Self {
             n_fft,
             hop: cfg.hop_size,
-            window: (0..n_fft).map(value).collect(),
+            window: window.into_iter().map(real::<T>).collect(),
             forward: planner.plan_fft_forward(n_fft),
             inverse: planner.plan_fft_inverse(n_fft),
         })
@@ -122,6 +131,34 @@ impl<T: FftNum> Stft<T> {
         let last = len as isize - 1;
         let at = if at < 0 { -at } else { at };
         (if at > last { 2 * last - at } else { at }) as usize
+    }
+
+    /// The window.
+    pub fn window(&self) -> &[T] {
+        &self.window
+    }
+
+    /// The spectrum of one frame of `n_fft` samples, windowed here.
+    ///
+    /// # Panics
+    /// If there are fewer or more samples.
+    pub fn frame_spectrum(&self, samples: &[T]) -> (Vec<T>, Vec<T>) {
+        let mut frame: Vec<T> = samples.iter().zip(&*self.window).map(|(&x, &w)| x * w).collect();
+        let mut spectrum = self.forward.make_output_vec();
+        self.transform(&mut frame, &mut spectrum);
+        spectrum.iter().map(|x| (x.re, x.im)).unzip()
+    }
+
+    /// The samples of one frame, windowed once more, as they are added up.
+    ///
+    /// # Panics
+    /// If there are fewer or more bins than [`Stft::bins`].
+    pub fn frame_samples(&self, re: &[T], im: &[T]) -> Vec<T> {
+        let mut frame = self.inverse.make_output_vec();
+        let mut spectrum: Vec<_> = re.iter().zip(im).map(|(&re, &im)| Complex { re, im }).collect();
+        self.untransform(&mut spectrum, &mut frame);
+        let scale = real::<T>(1.0 / self.n_fft as f64);
+        frame.iter().zip(&*self.window).map(|(&x, &w)| x * w * scale).collect()
     }
 
     /// The spectrum of a signal: `(frames, bins)` of real and of imaginary parts.

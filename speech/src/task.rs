@@ -1,14 +1,15 @@
 //! Training SEMamba on mixtures, and what it is measured by.
 
+use crate::discriminator::MetricDiscriminator;
 use crate::losses::{LossWeights, Losses};
-use crate::metrics::{Scores, score};
+use crate::metrics::{Scores, pesq_wb, score};
 use crate::mixture::{MixtureConfig, Mixtures, Pair, rms};
 use crate::spectrum::Spectrum;
 use crate::{Config, Enhancer, Error, SeMamba};
-use candle_core::{Device, Tensor};
-use mamba_core::Params;
+use candle_core::{DType, Device, Tensor};
 use mamba_core::run_folder::Metric;
 use mamba_core::train::{StepLoss, Task, TrainConfig};
+use mamba_core::{Params, Rng};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -47,6 +48,9 @@ impl EnhancementConfig {
     }
 }
 
+/// Prefix of the discriminator's parameters, which share the optimizer and the files of the model.
+pub(crate) const DISCRIMINATOR: &str = "discriminator";
+
 /// Enhancement as the training loop sees it.
 pub struct Enhancement<'a> {
     cfg: &'a EnhancementConfig,
@@ -54,6 +58,7 @@ pub struct Enhancement<'a> {
     valid: Vec<Pair>,
     params: Params,
     model: SeMamba,
+    discriminator: Option<MetricDiscriminator>,
     device: Device,
 }
 
@@ -66,9 +71,13 @@ impl<'a> Enhancement<'a> {
     ) -> mamba_core::Result<Self> {
         cfg.validate()?;
         let model = SeMamba::new(&cfg.model, &params.builder())?;
-        params.check()?;
+        let pb = params.builder().pp(DISCRIMINATOR);
+        let discriminator = (cfg.loss.metric > 0.0).then(|| MetricDiscriminator::new(&pb)).transpose()?;
+        // A checkpoint to go on from need not have been trained with a discriminator.
+        let of_discriminator = |name: &str| name.starts_with(DISCRIMINATOR);
+        params.check_with(of_discriminator, of_discriminator)?;
         let device = params.device().clone();
-        Ok(Self { cfg, mixtures, valid: mixtures.valid_pairs(), params, model, device })
+        Ok(Self { cfg, mixtures, valid: mixtures.valid_pairs(), params, model, discriminator, device })
     }
 
     /// The model with its present weights.
@@ -76,8 +85,9 @@ impl<'a> Enhancement<'a> {
         &self.model
     }
 
-    /// The loss of some pairs of one length.
-    pub fn loss(&self, pairs: &[Pair]) -> mamba_core::Result<Tensor> {
+    /// The loss of some pairs of one length; with a discriminator the sum of its loss and the generator's, whose
+    /// gradients do not mix. `rng` is for its dropout.
+    pub fn loss(&self, pairs: &[Pair], rng: &mut Rng) -> mamba_core::Result<Tensor> {
         let (stft, compress) = (&self.cfg.model.stft_cfg, self.cfg.model.model_cfg.compress_factor);
         let scaled = |signal: &[f32], factor: f32| signal.iter().map(|x| x * factor).collect::<Vec<_>>();
         let factor = |pair: &Pair| match self.cfg.model.model_cfg.causal {
@@ -94,7 +104,40 @@ impl<'a> Enhancement<'a> {
         let enhanced = self.model.forward(&Spectrum::of(&noisy, stft, compress)?)?;
         let clean_spectrum = Spectrum::of(&clean, stft, compress)?;
         let losses = Losses::new(&self.cfg.model, &enhanced, &clean_spectrum, &clean)?;
-        Ok(losses.total(&self.cfg.loss)?)
+        let total = losses.total(&self.cfg.loss)?;
+        let Some(discriminator) = &self.discriminator else { return Ok(total) };
+        let judged = discriminator.detach().forward(&clean_spectrum.mag, &enhanced.mag, None)?;
+        let metric = ((judged - 1.0)?.sqr()?.mean_all()? * self.cfg.loss.metric)?;
+        let fixed = Spectrum { mag: enhanced.mag.detach(), pha: enhanced.pha.detach() };
+        let signals = fixed.signal(stft, compress)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+        let learnt =
+            self.discriminator_loss(discriminator, &clean_spectrum.mag, &fixed.mag, pairs, &signals, rng)?;
+        Ok(total.add(&metric)?.add(&learnt)?)
+    }
+
+    /// How far the discriminator's predictions are from 1 for clean speech, and from PESQ for enhanced speech.
+    fn discriminator_loss(
+        &self,
+        discriminator: &MetricDiscriminator,
+        clean: &Tensor,
+        enhanced: &Tensor,
+        pairs: &[Pair],
+        signals: &[Vec<f32>],
+        rng: &mut Rng,
+    ) -> mamba_core::Result<Tensor> {
+        let own = (discriminator.forward(clean, clean, Some(rng))? - 1.0)?.sqr()?.mean_all()?;
+        let pesq: Vec<Option<f64>> = pairs
+            .par_iter()
+            .zip(signals)
+            .map(|(pair, signal)| pesq_wb(&pair.clean, signal))
+            .collect::<crate::Result<_>>()?;
+        // A segment without speech has no PESQ; it then counts for nothing.
+        let target: Vec<f32> = pesq.iter().map(|p| p.map_or(0.0, |p| ((p - 1.0) / 3.5) as f32)).collect();
+        let weight: Vec<f32> = pesq.iter().map(|p| f32::from(u8::from(p.is_some()))).collect();
+        let tensor = |x: Vec<f32>| Tensor::new(x, &self.device)?.to_dtype(self.params.dtype());
+        let predicted = discriminator.forward(clean, enhanced, Some(rng))?;
+        let errors = ((predicted - tensor(target)?)?.sqr()? * tensor(weight)?)?;
+        Ok(own.add(&errors.mean_all()?)?)
     }
 }
 
@@ -126,7 +169,8 @@ impl Task for Enhancement<'_> {
             .into_par_iter()
             .map(|i| self.mixtures.train_pair(seed, first + i))
             .collect();
-        Ok(StepLoss { loss: self.loss(&pairs)?, items: batch_size * self.cfg.data.segment_size })
+        let mut rng = Rng::stream(seed, "dropout", first);
+        Ok(StepLoss { loss: self.loss(&pairs, &mut rng)?, items: batch_size * self.cfg.data.segment_size })
     }
 
     fn evaluate(&mut self) -> mamba_core::Result<Vec<Metric>> {

@@ -1,8 +1,8 @@
 //! Instance normalisation on the CPU. Pixels are taken in blocks that stay in cache; sums over blocks are added in order,
 //! in f64, so that neither threads nor large means cost precision.
 
-use crate::simd::Real;
-use pulp::Arch;
+use crate::simd::{Real, dispatch};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 /// Elements in a block of pixels.
@@ -58,7 +58,7 @@ pub(super) fn forward<T: Real>(
             .par_chunks(block_len(channels))
             .map(|block| {
                 let (mut sum, mut squares) = (vec![T::default(); channels], vec![T::default(); channels]);
-                Arch::new().dispatch(|| moments(block, &mut sum, &mut squares));
+                dispatch(Moments { block, mean: &mut sum, squares: &mut squares });
                 (block.len() / channels, sum, squares)
             })
             .collect();
@@ -66,26 +66,38 @@ pub(super) fn forward<T: Real>(
         let coefficients = affine.coefficients(&mean, &rstd);
         y.par_chunks_mut(block_len(channels))
             .zip(x.par_chunks(block_len(channels)))
-            .for_each(|(y, x)| Arch::new().dispatch(|| apply(y, x, &coefficients)));
+            .for_each(|(y, x)| dispatch(Apply { y, x, coefficients: &coefficients }));
         means.extend(mean);
         rstds.extend(rstd);
     }
     (y, means, rstds)
 }
 
-/// Mean of a block, and the sum of squared distances to it.
-#[inline(always)]
-fn moments<T: Real>(block: &[T], mean: &mut [T], squares: &mut [T]) {
-    let channels = mean.len();
-    for pixel in block.chunks_exact(channels) {
-        mean.iter_mut().zip(pixel).for_each(|(sum, &x)| *sum += x);
-    }
-    let count = T::from_f64((block.len() / channels) as f64);
-    mean.iter_mut().for_each(|mean| *mean = *mean / count);
-    for pixel in block.chunks_exact(channels) {
-        for ((square, &x), &mean) in squares.iter_mut().zip(pixel).zip(&*mean) {
-            let distance = x - mean;
-            *square += distance * distance;
+/// Mean of a block, and the sum of squared distances to it. Both begin at zero.
+struct Moments<'a, T> {
+    block: &'a [T],
+    mean: &'a mut [T],
+    squares: &'a mut [T],
+}
+
+// The loops below are plain, so that the compiler writes them for the instruction set that `dispatch` has chosen.
+impl<T: Real> WithSimd for Moments<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { block, mean, squares } = self;
+        let channels = mean.len();
+        for pixel in block.chunks_exact(channels) {
+            mean.iter_mut().zip(pixel).for_each(|(sum, &x)| *sum += x);
+        }
+        let count = T::from_f64((block.len() / channels) as f64);
+        mean.iter_mut().for_each(|mean| *mean /= count);
+        for pixel in block.chunks_exact(channels) {
+            for ((square, &x), &mean) in squares.iter_mut().zip(pixel).zip(&*mean) {
+                let distance = x - mean;
+                *square += distance * distance;
+            }
         }
     }
 }
@@ -106,14 +118,26 @@ fn combine<T: Real>(blocks: &[(usize, Vec<T>, Vec<T>)], channels: usize, eps: f6
     (0..channels).map(of_channel).unzip()
 }
 
-#[inline(always)]
-fn apply<T: Real>(y: &mut [T], x: &[T], Coefficients { scale, shift, slope }: &Coefficients<T>) {
-    let channels = scale.len();
-    let zero = T::default();
-    for (y, x) in y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
-        for c in 0..channels {
-            let z = scale[c] * x[c] + shift[c];
-            y[c] = if z >= zero { z } else { slope[c] * z };
+struct Apply<'a, T> {
+    y: &'a mut [T],
+    x: &'a [T],
+    coefficients: &'a Coefficients<T>,
+}
+
+impl<T: Real> WithSimd for Apply<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { y, x, coefficients: Coefficients { scale, shift, slope } } = self;
+        let channels = scale.len();
+        let (shift, slope) = (&shift[..channels], &slope[..channels]);
+        let zero = T::default();
+        for (y, x) in y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
+            for c in 0..channels {
+                let z = scale[c] * x[c] + shift[c];
+                y[c] = if z >= zero { z } else { slope[c] * z };
+            }
         }
     }
 }
@@ -143,7 +167,7 @@ pub(super) fn backward<T: Real>(
             .zip(dy.par_chunks(block_len(channels)))
             .map(|(x, dy)| {
                 let mut sums = [(); 3].map(|()| vec![T::default(); channels]);
-                Arch::new().dispatch(|| gradient_sums(x, dy, &coefficients, &mean_t, &mut sums));
+                dispatch(GradientSums { x, dy, coefficients: &coefficients, mean: &mean_t, sums: &mut sums });
                 sums
             })
             .collect();
@@ -163,56 +187,74 @@ pub(super) fn backward<T: Real>(
         }
         dx.par_chunks_mut(block_len(channels))
             .zip(x.par_chunks(block_len(channels)).zip(dy.par_chunks(block_len(channels))))
-            .for_each(|(dx, (x, dy))| Arch::new().dispatch(|| gradient(dx, x, dy, &coefficients, &a, &k)));
+            .for_each(|(dx, (x, dy))| {
+                dispatch(Gradient { dx, x, dy, coefficients: &coefficients, a: &a, k: &k });
+            });
     }
     let total = |i: usize| totals.iter().map(|sums| T::from_f64(sums[i])).collect();
     [dx, total(0), total(1), total(2)]
 }
 
 /// Adds up Σdz, Σdz·(x - mean) and the gradient of the slope.
-#[inline(always)]
-fn gradient_sums<T: Real>(
-    x: &[T],
-    dy: &[T],
-    Coefficients { scale, shift, slope }: &Coefficients<T>,
-    mean: &[T],
-    [dz_sum, centred_sum, slope_sum]: &mut [Vec<T>; 3],
-) {
-    let channels = scale.len();
-    let zero = T::default();
-    let (dz_sum, centred_sum, slope_sum) =
-        (&mut dz_sum[..channels], &mut centred_sum[..channels], &mut slope_sum[..channels]);
-    let (shift, slope, mean) = (&shift[..channels], &slope[..channels], &mean[..channels]);
-    for (x, dy) in x.chunks_exact(channels).zip(dy.chunks_exact(channels)) {
-        for c in 0..channels {
-            let z = scale[c] * x[c] + shift[c];
-            let (dz, dslope) = if z >= zero { (dy[c], zero) } else { (dy[c] * slope[c], dy[c] * z) };
-            dz_sum[c] += dz;
-            centred_sum[c] += dz * (x[c] - mean[c]);
-            slope_sum[c] += dslope;
+struct GradientSums<'a, T> {
+    x: &'a [T],
+    dy: &'a [T],
+    coefficients: &'a Coefficients<T>,
+    mean: &'a [T],
+    sums: &'a mut [Vec<T>; 3],
+}
+
+impl<T: Real> WithSimd for GradientSums<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { x, dy, coefficients: Coefficients { scale, shift, slope }, mean, sums } = self;
+        let [dz_sum, centred_sum, slope_sum] = sums;
+        let channels = scale.len();
+        let zero = T::default();
+        let (dz_sum, centred_sum, slope_sum) =
+            (&mut dz_sum[..channels], &mut centred_sum[..channels], &mut slope_sum[..channels]);
+        let (shift, slope, mean) = (&shift[..channels], &slope[..channels], &mean[..channels]);
+        for (x, dy) in x.chunks_exact(channels).zip(dy.chunks_exact(channels)) {
+            for c in 0..channels {
+                let z = scale[c] * x[c] + shift[c];
+                let (dz, dslope) = if z >= zero { (dy[c], zero) } else { (dy[c] * slope[c], dy[c] * z) };
+                dz_sum[c] += dz;
+                centred_sum[c] += dz * (x[c] - mean[c]);
+                slope_sum[c] += dslope;
+            }
         }
     }
 }
 
-#[inline(always)]
-fn gradient<T: Real>(
-    dx: &mut [T],
-    x: &[T],
-    dy: &[T],
-    Coefficients { scale, shift, slope }: &Coefficients<T>,
-    a: &[T],
-    k: &[T],
-) {
-    let channels = scale.len();
-    let zero = T::default();
-    let (shift, slope, a, k) = (&shift[..channels], &slope[..channels], &a[..channels], &k[..channels]);
-    for (dx, (x, dy)) in
-        dx.chunks_exact_mut(channels).zip(x.chunks_exact(channels).zip(dy.chunks_exact(channels)))
-    {
-        for c in 0..channels {
-            let z = scale[c] * x[c] + shift[c];
-            let dz = if z >= zero { dy[c] } else { dy[c] * slope[c] };
-            dx[c] = scale[c] * dz - a[c] * x[c] - k[c];
+/// `dx = scale·dz - a·x - k`.
+struct Gradient<'a, T> {
+    dx: &'a mut [T],
+    x: &'a [T],
+    dy: &'a [T],
+    coefficients: &'a Coefficients<T>,
+    a: &'a [T],
+    k: &'a [T],
+}
+
+impl<T: Real> WithSimd for Gradient<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { dx, x, dy, coefficients: Coefficients { scale, shift, slope }, a, k } = self;
+        let channels = scale.len();
+        let zero = T::default();
+        let (shift, slope, a, k) = (&shift[..channels], &slope[..channels], &a[..channels], &k[..channels]);
+        for (dx, (x, dy)) in
+            dx.chunks_exact_mut(channels).zip(x.chunks_exact(channels).zip(dy.chunks_exact(channels)))
+        {
+            for c in 0..channels {
+                let z = scale[c] * x[c] + shift[c];
+                let dz = if z >= zero { dy[c] } else { dy[c] * slope[c] };
+                dx[c] = scale[c] * dz - a[c] * x[c] - k[c];
+            }
         }
     }
 }

@@ -8,10 +8,10 @@ use mamba_kernels::testing::{expect_close, expect_gradients_match_differences, p
 use mamba_kernels::{Conv2d, conv_transpose2d, conv2d};
 use proptest::prelude::*;
 
-const NAMES: [&str; 4] = ["weight", "bias", "x", "second x"];
+pub(crate) const NAMES: [&str; 4] = ["weight", "bias", "x", "second x"];
 
 /// Weight, bias, and images of the given channels in f32.
-fn inputs(
+pub(crate) fn inputs(
     image: (usize, usize, usize),
     channels: &[usize],
     out: usize,
@@ -28,7 +28,7 @@ fn inputs(
     Ok(all)
 }
 
-fn run(x: &[Tensor], conv: Conv2d) -> Result<Vec<Tensor>> {
+pub(crate) fn run(x: &[Tensor], conv: Conv2d) -> Result<Vec<Tensor>> {
     Ok(vec![conv2d(&x[2..].iter().collect::<Vec<_>>(), &x[0], Some(&x[1]), conv)?])
 }
 

@@ -6,10 +6,10 @@ use mamba_kernels::instance_norm;
 use mamba_kernels::instance_norm::reference;
 use mamba_kernels::testing::{expect_close, expect_gradients_match_differences, pseudo_random};
 
-const NAMES: [&str; 4] = ["x", "weight", "bias", "slope"];
+pub(crate) const NAMES: [&str; 4] = ["x", "weight", "bias", "slope"];
 const EPS: f64 = 1e-5;
 
-fn inputs(dims: &[usize]) -> Result<Vec<Tensor>> {
+pub(crate) fn inputs(dims: &[usize]) -> Result<Vec<Tensor>> {
     let channels = dims[dims.len() - 1];
     let parameter = |seed: u64| pseudo_random(&[channels], seed, DType::F32);
     Ok(vec![pseudo_random(dims, 1, DType::F32)?, parameter(2)?, parameter(3)?, parameter(4)?])

@@ -1,7 +1,7 @@
 //! Same inputs, same bits, whatever the number of threads, forward and backward.
 
 use crate::support::{Arrangement, Evaluated, evaluate, expect_same_bits};
-use crate::{causal_conv1d, cross_entropy, linear, norm, selective_scan, ssd};
+use crate::{causal_conv1d, conv2d, cross_entropy, instance_norm, linear, norm, selective_scan, ssd};
 use candle_core::{DType, Result, Tensor};
 use rayon::ThreadPoolBuilder;
 
@@ -108,4 +108,19 @@ fn cross_entropies_give_the_same_bits() -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+#[test]
+fn two_dimensional_convolutions_give_the_same_bits() -> Result<()> {
+    let conv = mamba_kernels::Conv2d { pad_h: (2, 2), dilation: (2, 1), pad_w: (1, 1), ..Default::default() };
+    let x = conv2d::inputs((2, 40, 21), &[5, 8], 17, (3, 3))?;
+    expect_same_bits_on_any_pool("conv2d", &conv2d::NAMES, &x, |x| conv2d::run(x, conv))
+}
+
+#[test]
+fn instance_norms_give_the_same_bits() -> Result<()> {
+    let x = instance_norm::inputs(&[2, 300, 70, 5])?;
+    expect_same_bits_on_any_pool("instance_norm", &instance_norm::NAMES, &x, |x| {
+        Ok(vec![mamba_kernels::instance_norm(&x[0], &x[1], &x[2], Some(&x[3]), 1e-5)?])
+    })
 }

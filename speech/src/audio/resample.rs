@@ -3,10 +3,11 @@
 use super::Audio;
 use crate::{Error, Result};
 use rubato::audioadapter_buffers::direct::SequentialSlice;
-use rubato::{Fft, FixedSync, Resampler as _};
+use rubato::{Fft, FixedSync, Resampler as _, WindowFunction};
 
-/// Frames that the resampler takes at once, about.
-const CHUNK: usize = 1024;
+/// Frames that the resampler takes at once, about. It filters by one transform of this size, which is long enough for a
+/// steep edge.
+const CHUNK: usize = 4096;
 
 /// Resamples one channel that arrives in pieces. What comes out has no delay, and in all
 /// `round(frames · to / from)` frames.
@@ -32,8 +33,16 @@ impl Resampler {
         let inner = match from == to {
             true => None,
             false => Some(
-                Fft::new(from as usize, to as usize, CHUNK, 1, FixedSync::Input)
-                    .map_err(|e| Error::Resample { from, to, reason: e.to_string() })?,
+                Fft::new_custom(
+                    from as usize,
+                    to as usize,
+                    CHUNK,
+                    1,
+                    1,
+                    WindowFunction::BlackmanHarris2,
+                    FixedSync::Input,
+                )
+                .map_err(|e| Error::Resample { from, to, reason: e.to_string() })?,
             ),
         };
         let skip = inner.as_ref().map_or(0, |r| r.output_delay());
@@ -44,6 +53,11 @@ impl Resampler {
     pub fn output_len(&self, frames: u64) -> u64 {
         let (from, to) = (u128::from(self.from), u128::from(self.to));
         ((u128::from(frames) * to * 2 + from) / (2 * from)) as u64
+    }
+
+    /// Frames that have come out so far.
+    pub fn given(&self) -> u64 {
+        self.given
     }
 
     /// Takes samples and gives those that are finished.

@@ -84,7 +84,10 @@ fn describe(error: &hound::Error) -> String {
     match error {
         hound::Error::FormatError(reason) => format!("not a valid WAV file: {reason}"),
         hound::Error::Unsupported => "this kind of WAV file is not supported".into(),
-        hound::Error::IoError(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
+        // hound reports the end of the file as an error without a kind.
+        hound::Error::IoError(e)
+            if matches!(e.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::Other) =>
+        {
             "the file is truncated".into()
         }
         other => other.to_string(),

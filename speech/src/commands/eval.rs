@@ -15,9 +15,9 @@ use std::process::ExitCode;
 #[command(after_help = "Example:
   mamba-speech eval --checkpoint runs/speech --clean testset/clean --noisy testset/noisy")]
 pub(crate) struct Args {
-    /// Folder of a run or a checkpoint, or upstream's .pth
-    #[arg(long, value_name = "DIR")]
-    checkpoint: PathBuf,
+    /// Folder of a run or a checkpoint, or upstream's .pth [default: the small model that comes with this program]
+    #[arg(long, value_name = "PATH")]
+    checkpoint: Option<PathBuf>,
 
     /// Folder of clean recordings
     #[arg(long, value_name = "DIR")]
@@ -38,7 +38,8 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let device = args.common.start()?;
-    let enhancer = SeMambaCheckpoint::open(&args.checkpoint)?.enhancer(args.common.dtype(), &device)?;
+    let enhancer = SeMambaCheckpoint::open_or_bundled(args.checkpoint.as_deref())?
+        .enhancer(args.common.dtype(), &device)?;
     let pairs = pairs(&args.clean, &args.noisy)?;
     let mut progress = args.common.progress(Some(pairs.len() as u64), "clips");
     let (mut before, mut after) = (Vec::new(), Vec::new());

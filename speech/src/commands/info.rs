@@ -15,9 +15,10 @@ use std::process::ExitCode;
 #[command(after_help = "Example:
   mamba-speech info runs/speech")]
 pub(crate) struct Args {
-    /// A run folder, a checkpoint folder, a weight file or upstream's .pth
+    /// A run folder, a checkpoint folder, a weight file or upstream's .pth [default: the small model that comes with this
+    /// program]
     #[arg(value_name = "PATH")]
-    checkpoint: PathBuf,
+    checkpoint: Option<PathBuf>,
 
     #[command(flatten)]
     common: CommonArgs,
@@ -26,14 +27,14 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     args.common.start()?;
-    let checkpoint = SeMambaCheckpoint::open(&args.checkpoint)?;
+    let checkpoint = SeMambaCheckpoint::open_or_bundled(args.checkpoint.as_deref())?;
     let params = checkpoint.params(DType::F32, &Device::Cpu)?;
     let mut parts: BTreeMap<String, usize> = BTreeMap::new();
     for param in params.named() {
         let part = param.name().split('.').next().unwrap_or_default().to_string();
         *parts.entry(part).or_default() += param.tensor().elem_count();
     }
-    let run = std::fs::read(args.checkpoint.join("run.json")).ok();
+    let run = args.checkpoint.and_then(|path| std::fs::read(path.join("run.json")).ok());
     let run: Option<RunInfo> = run.map(|text| serde_json::from_slice(&text)).transpose()?;
     if args.common.format == Format::Json {
         println!(

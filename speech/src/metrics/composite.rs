@@ -99,6 +99,9 @@ const WIDTHS: [f64; 25] = [
     153.823, 168.154, 183.457, 199.776, 217.153, 235.631, 255.255, 276.072, 298.126, 321.465, 346.136,
 ];
 
+/// The measure was made for integers; its floor of 1e-10 lies where it does because upstream divides by this.
+const FULL_SCALE: f64 = 32768.0;
+
 /// For each frame, the weighted squared difference of the slopes of critical-band spectra.
 fn slope_distances(clean: &[f64], enhanced: &[f64], sample_rate: u32) -> Vec<f64> {
     let (_, len, _) = frames(clean.len(), sample_rate);
@@ -126,7 +129,7 @@ fn slope_distances(clean: &[f64], enhanced: &[f64], sample_rate: u32) -> Vec<f64
         fft.process(&mut input, &mut spectrum).expect("buffers were made for this transform");
         let power: Vec<f64> = spectrum[..half].iter().map(|x| x.norm_sqr()).collect();
         let band = |filter: &Vec<f64>| filter.iter().zip(&power).map(|(f, p)| f * p).sum::<f64>();
-        filters.iter().map(|filter| 10.0 * band(filter).max(1e-10).log10()).collect()
+        filters.iter().map(|filter| 10.0 * (band(filter) / FULL_SCALE.powi(2)).max(1e-10).log10()).collect()
     };
     windowed(clean, sample_rate)
         .into_iter()

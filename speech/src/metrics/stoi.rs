@@ -62,8 +62,11 @@ fn normalised(x: &[f64]) -> Vec<f64> {
     centred.iter().map(|x| x / norm).collect()
 }
 
+/// Envelopes of third-octave bands, `(bands, frames)`.
+type Bands = Vec<Vec<f64>>;
+
 /// Third-octave envelopes of both signals, `(bands, frames)`, of the frames in which the clean one is not silent.
-fn envelopes(clean: &[f64], enhanced: &[f64], sample_rate: u32) -> Option<(Vec<Vec<f64>>, Vec<Vec<f64>>)> {
+fn envelopes(clean: &[f64], enhanced: &[f64], sample_rate: u32) -> Option<(Bands, Bands)> {
     let (x, y) = (resampled(clean, sample_rate), resampled(enhanced, sample_rate));
     let (x, y) = without_silence(&x, &y);
     let (x, y) = (bands(&x), bands(&y));
@@ -76,9 +79,9 @@ fn window() -> Vec<f64> {
     (1..=FRAME).map(|k| 0.5 - 0.5 * (std::f64::consts::TAU * k as f64 / n).cos()).collect()
 }
 
-/// Starts of the frames of a signal.
+/// Starts of the frames of a signal; as in the authors' code, a frame that ends where the signal ends does not count.
 fn starts(len: usize) -> impl Iterator<Item = usize> {
-    (0..(len + 1).saturating_sub(FRAME)).step_by(FRAME / 2)
+    (0..len.saturating_sub(FRAME)).step_by(FRAME / 2)
 }
 
 /// Both signals put together again from the windowed frames in which the first one is not silent.
@@ -106,7 +109,7 @@ fn without_silence(x: &[f64], y: &[f64]) -> (Vec<f64>, Vec<f64>) {
 }
 
 /// Root energies of third-octave bands, `(bands, frames)`.
-fn bands(signal: &[f64]) -> Vec<Vec<f64>> {
+fn bands(signal: &[f64]) -> Bands {
     let window = window();
     let fft = RealFftPlanner::<f64>::new().plan_fft_forward(N_FFT);
     let (mut frame, mut spectrum) = (fft.make_input_vec(), fft.make_output_vec());

@@ -206,6 +206,7 @@ pub(super) struct PhaseDecoder {
     norm: NormAct,
     real: ConvParams,
     imaginary: ConvParams,
+    residual: bool,
 }
 
 impl PhaseDecoder {
@@ -218,15 +219,20 @@ impl PhaseDecoder {
             norm: NormAct::new(c, cfg.model_cfg.causal, (1, 2), &phase)?,
             real: ConvParams::conv(c, 1, (1, 1), &pb.pp("phase_conv_r"))?,
             imaginary: ConvParams::conv(c, 1, (1, 1), &pb.pp("phase_conv_i"))?,
+            residual: cfg.model_cfg.phase_residual,
         })
     }
 
-    /// `(B, T, F', C)` → `(B, T, F)`.
-    pub(super) fn forward(&self, x: &Tensor, history: &mut History<'_>) -> Result<Tensor> {
+    /// `(B, T, F', C)` and the noisy phase `(B, T, F)` → `(B, T, F)`.
+    pub(super) fn forward(&self, x: &Tensor, noisy: &Tensor, history: &mut History<'_>) -> Result<Tensor> {
         let x = self.dense.forward(x, history)?;
         let x = self.norm.forward(&self.up.run_transposed(&x, HALVE)?)?; // (B, T, F, C)
         let re = self.real.pointwise(&x)?.squeeze(D::Minus1)?; // (B, T, F)
         let im = self.imaginary.pointwise(&x)?.squeeze(D::Minus1)?;
-        atan2(&im, &re)
+        match self.residual {
+            false => atan2(&im, &re),
+            // Near (1, 0) at first: no change.
+            true => noisy + atan2(&im, &(re + 1.0)?)?,
+        }
     }
 }

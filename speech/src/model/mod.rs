@@ -117,6 +117,9 @@ impl SeMamba {
         }
         let mask = self.mask_decoder.forward(&x, &mut history)?; // (B, T, F)
         each("mask_decoder", &mask);
-        Ok(Spectrum { mag: (mask * &noisy.mag)?, pha: self.phase_decoder.forward(&x, &mut history)? })
+        Ok(Spectrum {
+            mag: (mask * &noisy.mag)?,
+            pha: self.phase_decoder.forward(&x, &noisy.pha, &mut history)?,
+        })
     }
 }
