@@ -269,7 +269,11 @@ impl SelectiveSsm {
         let delta = self.dt.forward(&dt_low)?; // (B, L, d_inner)
         // One token from a zero state: y = (B·C) δ x + D x, whatever A is. A single state does the work of all.
         let (a, b, c) = match x.dim(1)? == 1 && segments.is_none() && state.is_none() {
-            true => (self.d.ones_like()?.neg()?.unsqueeze(1)?, b.narrow(2, 0, 1)?.ones_like()?, (b * c)?.sum_keepdim(2)?),
+            true => (
+                self.d.ones_like()?.neg()?.unsqueeze(1)?,
+                b.narrow(2, 0, 1)?.ones_like()?,
+                (b * c)?.sum_keepdim(2)?,
+            ),
             false => (self.a_log.exp()?.neg()?, b, c),
         };
         let mut scan = SelectiveScan::new(&x, &delta, &a, &b, &c)
