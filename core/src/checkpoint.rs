@@ -234,7 +234,8 @@ fn tensor_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     Ok(View::data(&tensor).into_owned())
 }
 
-pub(crate) fn read_json(path: &Path) -> Result<Value> {
+/// Reads a JSON file.
+pub fn read_json(path: &Path) -> Result<Value> {
     let text = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     serde_json::from_slice(&text)
         .or_else(|e| serde_json::from_slice(&without_python_numbers(&text)).map_err(|_| e))
@@ -266,7 +267,8 @@ fn without_python_numbers(json: &[u8]) -> Vec<u8> {
     out
 }
 
-pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+/// Writes a JSON file, whole or not at all.
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let mut text = serde_json::to_vec_pretty(value).map_err(Error::other)?;
     text.push(b'\n');
     atomic_write(path, |w: &mut dyn Write| w.write_all(&text).map_err(|e| Error::io(path, e)))

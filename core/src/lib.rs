@@ -21,18 +21,28 @@ pub mod bidirectional;
 pub mod block;
 pub mod checkpoint;
 pub mod device;
+pub mod directions;
 pub mod error;
 pub mod files;
+#[cfg(feature = "lm")]
+pub mod generate;
 pub mod init;
 #[cfg(feature = "lm")]
 pub mod lm;
+pub mod lora;
 pub mod mamba1;
 pub mod mamba2;
 pub mod mamba3;
+pub mod memory;
 pub mod mixer;
 pub mod nn;
 pub mod params;
+pub mod quant;
 pub mod rng;
+pub mod s4d;
+pub mod scan_order;
+#[cfg(feature = "lm")]
+pub mod text;
 
 #[cfg(feature = "cli")]
 pub mod cli;
@@ -52,11 +62,14 @@ pub use bidirectional::BiMamba;
 pub use block::Block;
 pub use checkpoint::Checkpoint;
 pub use device::DeviceChoice;
+pub use directions::{Bidirectional, Scheme};
 pub use error::{Error, Result};
-pub use init::Init;
+pub use init::{Init, StateInit};
+pub use lora::LoraConfig;
 pub use mamba1::{Mamba1, Mamba1Config, Mamba1State};
 pub use mamba2::{Mamba2, Mamba2Config, Mamba2State};
 pub use mamba3::{Mamba3, Mamba3Config, Mamba3State};
 pub use mixer::{Mixer, MixerConfig, MixerState};
 pub use params::{Param, ParamBuilder, Params};
+pub use quant::WeightFormat;
 pub use rng::{Rng, dropout};

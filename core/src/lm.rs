@@ -4,8 +4,10 @@ use crate::mamba1::{DtRank, Mamba1Config, expect_possible};
 use crate::mamba2::{DtLimit, Mamba2Config};
 use crate::mixer::MixerConfig;
 use crate::nn::{Embedding, Linear, NormKind};
-use crate::{Backbone, BackboneConfig, BackboneState, Checkpoint, Error, Init, ParamBuilder, Params};
-use candle_core::{D, DType, Device, IndexOp, Module, Result, Tensor};
+use crate::{
+    Backbone, BackboneConfig, BackboneState, Checkpoint, Error, Init, ParamBuilder, Params, WeightFormat,
+};
+use candle_core::{DType, Device, Module, Result, Tensor};
 use mamba_kernels::Segments;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -269,6 +271,7 @@ pub struct MambaLm {
     embedding: Embedding,
     backbone: Backbone,
     head: Linear,
+    vocab_size: usize,
 }
 
 impl MambaLm {
@@ -283,20 +286,31 @@ impl MambaLm {
         }
         let embedding = pb.get_any((vocab, d), &names, init.clone())?;
         let head = match cfg.tie_embeddings {
-            true => embedding.clone(),
-            false => pb.get((vocab, d), "lm_head.weight", Init::linear(d))?,
+            true => Linear::tied(&embedding, pb)?,
+            false => Linear::with_init((vocab, d), Init::linear(d), None, &pb.pp("lm_head"))?,
         };
         Ok(Self {
             embedding: Embedding::from_tensor(embedding),
             backbone: Backbone::new(&cfg.backbone(), &pb.pp("backbone"))?,
-            head: Linear::from_tensors(head, None),
+            head,
+            vocab_size: cfg.vocab_size,
         })
     }
 
     /// A checkpoint for inference.
     pub fn load(checkpoint: Checkpoint, dtype: DType, device: &Device) -> crate::Result<Self> {
+        Self::load_as(checkpoint, WeightFormat::Full, dtype, device)
+    }
+
+    /// A checkpoint for inference with the weights of its linear maps in another format.
+    pub fn load_as(
+        checkpoint: Checkpoint,
+        format: WeightFormat,
+        dtype: DType,
+        device: &Device,
+    ) -> crate::Result<Self> {
         let cfg = LmConfig::from_json(&checkpoint.config)?;
-        let params = Params::frozen(checkpoint.tensors, dtype, device);
+        let params = Params::frozen(checkpoint.tensors, dtype, device).with_weight_format(format);
         let model = Self::new(&cfg, &params.builder())?;
         params.check()?;
         Ok(model)
@@ -314,8 +328,39 @@ impl MambaLm {
         segments: Option<&Segments>,
         state: Option<&mut BackboneState>,
     ) -> Result<Tensor> {
-        let x = self.embedding.forward(input_ids)?;
-        self.head.forward(&self.backbone.forward_with(&x, segments, state)?)
+        let x = self.embed(input_ids)?;
+        self.logits(&self.forward_embedded(&x, segments, state)?)
+    }
+
+    /// Tokens of the vocabulary, without those that pad it.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// Where the model lies.
+    pub fn device(&self) -> &Device {
+        self.embedding.weight().device()
+    }
+
+    /// The embeddings of tokens: `(…)` u32 → `(…, d_model)`.
+    pub fn embed(&self, input_ids: &Tensor) -> Result<Tensor> {
+        self.embedding.forward(input_ids)
+    }
+
+    /// What the head reads, from embeddings of any making (of tokens and positions, say): `(B, L, d_model)` →
+    /// `(B, L, d_model)`.
+    pub fn forward_embedded(
+        &self,
+        x: &Tensor,
+        segments: Option<&Segments>,
+        state: Option<&mut BackboneState>,
+    ) -> Result<Tensor> {
+        self.backbone.forward_with(x, segments, state)
+    }
+
+    /// The head: `(…, d_model)` → `(…, vocabulary)`.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.head.forward(hidden)
     }
 
     /// The residual stream after each block and, last, the output of the backbone; `(B, L, d_model)` each.
@@ -331,23 +376,5 @@ impl MambaLm {
     pub fn step(&self, input_ids: &Tensor, state: &mut BackboneState) -> Result<Tensor> {
         let x = self.embedding.forward(input_ids)?;
         self.head.forward(&self.backbone.step(&x, state)?)
-    }
-
-    /// Continues each row of `prompt` `(B, L)` by `tokens` most likely tokens: the new tokens `(B, tokens)` and the
-    /// logits that chose them `(B, tokens, vocabulary)`.
-    pub fn generate_greedy(&self, prompt: &Tensor, tokens: usize) -> Result<(Tensor, Tensor)> {
-        let mut state = BackboneState::new();
-        let last = prompt.dim(1)? - 1;
-        let mut logits = self.forward_with(prompt, None, Some(&mut state))?.i((.., last, ..))?;
-        let (mut ids, mut all) = (Vec::new(), Vec::new());
-        for i in 0..tokens {
-            let next = logits.argmax(D::Minus1)?; // (B)
-            all.push(logits.contiguous()?);
-            if i + 1 < tokens {
-                logits = self.step(&next, &mut state)?;
-            }
-            ids.push(next);
-        }
-        Ok((Tensor::stack(&ids, 1)?, Tensor::stack(&all, 1)?))
     }
 }

@@ -215,6 +215,8 @@ pub struct SelectiveSsm {
     dt: Linear,
     dt_bias: Tensor,
     a_log: Tensor,
+    /// `-exp(A_log)`, kept where it cannot change.
+    a: Option<Tensor>,
     d: Tensor,
     forget_gate: bool,
 }
@@ -222,32 +224,55 @@ pub struct SelectiveSsm {
 impl SelectiveSsm {
     /// Parameters `conv1d`, `x_proj`, `dt_proj`, `A_log` and `D` under `pb`.
     pub fn new(d_model: usize, cfg: &Mamba1Config, pb: &ParamBuilder) -> Result<Self> {
+        Self::with_suffix(d_model, cfg, pb, "")
+    }
+
+    /// The same with Vim's names of a second direction: `conv1d_b`, `x_proj_b`, `dt_proj_b`, `A_b_log`, `D_b` for `_b`.
+    pub(crate) fn with_suffix(
+        d_model: usize,
+        cfg: &Mamba1Config,
+        pb: &ParamBuilder,
+        suffix: &str,
+    ) -> Result<Self> {
         cfg.validate_for(d_model).map_err(candle_core::Error::wrap)?;
         let (d_inner, n, k) = (cfg.d_inner(d_model), cfg.d_state, cfg.d_conv);
         let rank = cfg.dt_rank.resolve(d_model);
-        let conv = pb.pp("conv1d");
+        let conv = pb.pp(format!("conv1d{suffix}"));
         let conv_weight = conv.get((d_inner, 1, k), "weight", Init::linear(k))?.squeeze(1)?;
         let conv_bias = match cfg.conv_bias {
             true => Some(conv.get_no_decay(d_inner, "bias", Init::linear(k))?),
             false => None,
         };
-        let x_proj = Linear::new(d_inner, rank + 2 * n, false, &pb.pp("x_proj"))?;
+        let x_proj = Linear::new(d_inner, rank + 2 * n, false, &pb.pp(format!("x_proj{suffix}")))?;
         let bound = (rank as f64).powf(-0.5) * cfg.dt_scale;
         let dt_init = match cfg.dt_init {
             DtInit::Random => Init::Uniform { lo: -bound, hi: bound },
             DtInit::Constant => Init::Const(bound),
         };
         let dt_bias = Init::DtBias { min: cfg.dt_min, max: cfg.dt_max, floor: cfg.dt_init_floor };
+        let a_log = pb.get_no_decay((d_inner, n), &format!("A{suffix}_log"), Init::S4dReal)?;
+        let dt_proj = pb.pp(format!("dt_proj{suffix}"));
         Ok(Self {
             conv_weight,
             conv_bias,
             x_proj,
-            dt: Linear::from_tensors(pb.pp("dt_proj").get((d_inner, rank), "weight", dt_init)?, None),
-            dt_bias: pb.pp("dt_proj").get_no_decay(d_inner, "bias", dt_bias)?,
-            a_log: pb.get_no_decay((d_inner, n), "A_log", Init::S4dReal)?,
-            d: pb.get_no_decay(d_inner, "D", Init::Ones)?,
+            dt: Linear::with_init((d_inner, rank), dt_init, None, &dt_proj)?,
+            dt_bias: dt_proj.get_no_decay(d_inner, "bias", dt_bias)?,
+            a: fixed_state_matrix(&a_log)?,
+            a_log,
+            d: pb.get_no_decay(d_inner, &format!("D{suffix}"), Init::Ones)?,
             forget_gate: cfg.forget_gate,
         })
+    }
+
+    /// The same map but for the state matrix.
+    pub(crate) fn with_a_log(&self, a_log: Tensor) -> Result<Self> {
+        Ok(Self { a: fixed_state_matrix(&a_log)?, a_log, ..self.clone() })
+    }
+
+    /// `-exp(A_log)`, `(d_inner, d_state)`.
+    fn state_matrix(&self) -> Result<Tensor> {
+        self.a.clone().map_or_else(|| self.a_log.exp()?.neg(), Ok)
     }
 
     /// `x`, `z` `(B, L, d_inner)` → `(B, L, d_inner)`.
@@ -274,7 +299,7 @@ impl SelectiveSsm {
                 b.narrow(2, 0, 1)?.ones_like()?,
                 (b * c)?.sum_keepdim(2)?,
             ),
-            false => (self.a_log.exp()?.neg()?, b, c),
+            false => (self.state_matrix()?, b, c),
         };
         let mut scan = SelectiveScan::new(&x, &delta, &a, &b, &c)
             .gate(z)
@@ -298,6 +323,14 @@ impl SelectiveSsm {
             false => Ok(y),
             true => y + (x.broadcast_mul(&self.d)? * candle_nn::ops::sigmoid(&z.neg()?)?)?,
         }
+    }
+}
+
+/// `-exp(A_log)` of a matrix that is not trained.
+fn fixed_state_matrix(a_log: &Tensor) -> Result<Option<Tensor>> {
+    match a_log.is_variable() {
+        true => Ok(None),
+        false => a_log.exp()?.neg().map(Some),
     }
 }
 
@@ -328,3 +361,55 @@ impl Ssm for SelectiveSsm {
 
 /// The Mamba-1 mixer.
 pub type Mamba1 = MixerOf<SelectiveSsm>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Params, Rng};
+    use candle_core::{DType, Device};
+
+    fn normal(shape: (usize, usize, usize), seed: u64) -> Tensor {
+        Rng::new(seed).normal_tensor(shape, 0.0, 1.0, DType::F64, &Device::Cpu).unwrap()
+    }
+
+    fn farthest(a: &Tensor, b: &Tensor) -> f64 {
+        (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
+    }
+
+    #[test]
+    fn a_token_alone_is_the_first_of_many() -> Result<()> {
+        let params = Params::fresh(1, DType::F64, &Device::Cpu);
+        let mixer = Mamba1::new(6, &Mamba1Config { d_state: 5, ..Default::default() }, 1, &params.builder())?;
+        let x = normal((3, 4, 6), 2);
+        for reverse in [false, true] {
+            let first = if reverse { 3 } else { 0 };
+            let pass = || Pass { reverse, ..Pass::default() };
+            let of_many = mixer.forward_pass(&x, pass())?.narrow(1, first, 1)?;
+            let alone = mixer.forward_pass(&x.narrow(1, first, 1)?.contiguous()?, pass())?;
+            assert!(farthest(&of_many, &alone) < 1e-12);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_forget_gate_opens_for_the_scan_and_closes_for_the_skip() -> Result<()> {
+        let params = Params::fresh(1, DType::F64, &Device::Cpu);
+        let plain = Mamba1Config { d_state: 3, expand: 1, ..Default::default() };
+        let gated = Mamba1Config { forget_gate: true, ..plain.clone() };
+        let (plain, gated) = (
+            SelectiveSsm::new(4, &plain, &params.builder())?,
+            SelectiveSsm::new(4, &gated, &params.builder())?,
+        );
+        params.set("D", &Tensor::new(&[0.5, -1.0, 2.0, 0.25], &Device::Cpu)?)?;
+        let (x, z) = (normal((2, 7, 4), 3), normal((2, 7, 4), 4));
+        let conv = CausalConv1d::new(&x, &plain.conv_weight).silu(true);
+        let u = plain.conv_bias.iter().fold(conv, |conv, bias| conv.bias(bias)).run()?;
+        // plain: (C·h + D·u) silu(z); gated: (C·h) silu(z) + D·u (1 - σ(z))
+        let skip = u.broadcast_mul(&plain.d)?;
+        let sigmoid = candle_nn::ops::sigmoid(&z)?;
+        let scan = (plain.forward(&x, &z, Pass::default())? - (&skip * z.silu()?)?)?;
+        let expected = (scan + (skip * (1.0 - sigmoid)?)?)?;
+        assert!(farthest(&gated.forward(&x, &z, Pass::default())?, &expected) < 1e-12);
+        Ok(())
+    }
+}

@@ -91,19 +91,13 @@ impl<S: Ssm> MixerOf<S> {
     pub fn new(d_model: usize, cfg: &S::Config, n_residual: usize, pb: &ParamBuilder) -> Result<Self> {
         let Projections { d_in_proj, d_inner, bias } =
             S::projections(d_model, cfg).map_err(candle_core::Error::wrap)?;
-        let linear = |name: &str, d_out: usize, d_in: usize, init: Init| -> Result<Linear> {
-            let pb = pb.pp(name);
-            let bias = match bias {
-                true => Some(pb.get_no_decay(d_out, "bias", Init::Zeros)?),
-                false => None,
-            };
-            Ok(Linear::from_tensors(pb.get((d_out, d_in), "weight", init)?, bias))
-        };
+        let bias = || bias.then_some(Init::Zeros);
         let out_init = Init::linear(d_inner).scaled(1.0 / (n_residual.max(1) as f64).sqrt());
+        let (in_pb, out_pb) = (pb.pp("in_proj"), pb.pp("out_proj"));
         Ok(Self {
-            in_proj: linear("in_proj", d_in_proj, d_model, Init::linear(d_model))?,
+            in_proj: Linear::with_init((d_in_proj, d_model), Init::linear(d_model), bias(), &in_pb)?,
             ssm: S::create(d_model, cfg, pb)?,
-            out_proj: linear("out_proj", d_model, d_inner, out_init)?,
+            out_proj: Linear::with_init((d_model, d_inner), out_init, bias(), &out_pb)?,
         })
     }
 

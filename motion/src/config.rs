@@ -79,7 +79,8 @@ impl MotionConfig {
             ssm_cfg: Mamba1Config { d_state: 16, ..Mamba1Config::default() },
             ..MotionMambaConfig::default()
         };
-        let base = TrainConfig { betas: (0.9, 0.99), weight_decay: 0.01, log_every: 20, ..TrainConfig::default() };
+        let base =
+            TrainConfig { betas: (0.9, 0.99), weight_decay: 0.01, log_every: 20, ..TrainConfig::default() };
         let train = |steps: u64, batch_size: usize, learning_rate: f64, ema: Option<f64>| TrainConfig {
             steps,
             batch_size,
@@ -93,7 +94,10 @@ impl MotionConfig {
         Some(Self {
             source: SourceConfig::standard(),
             crop: CropConfig::default(),
-            evaluator: EvaluatorSettings { d_model: if name == "tiny" { 48 } else { 96 }, ..Default::default() },
+            evaluator: EvaluatorSettings {
+                d_model: if name == "tiny" { 48 } else { 96 },
+                ..Default::default()
+            },
             vae,
             denoiser: NetworkConfig::MotionMamba(network),
             peer_layers: if paper { 9 } else { 6 },
@@ -109,9 +113,11 @@ impl MotionConfig {
         self.vae.validate()?;
         self.crop.validate(&self.vae)?;
         self.latent.diffusion.validate()?;
-        for (name, train) in
-            [("evaluator", &self.train_evaluator), ("vae", &self.train_vae), ("denoiser", &self.train_denoiser)]
-        {
+        for (name, train) in [
+            ("evaluator", &self.train_evaluator),
+            ("vae", &self.train_vae),
+            ("denoiser", &self.train_denoiser),
+        ] {
             train.validate().map_err(|e| Error::Config(format!("train_{name}: {e}")))?;
         }
         if self.latent.parts_per_clip == 0 {

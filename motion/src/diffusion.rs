@@ -107,9 +107,9 @@ pub fn respaced(steps: usize, respacing: &str) -> Result<Vec<usize>> {
         let stride = stride.ok_or_else(|| wrong(format!("no stride gives {count} steps")))?;
         return Ok((0..steps).step_by(stride).collect());
     }
-    let counts = respacing.split(',').map(|count| {
-        count.trim().parse::<usize>().map_err(|_| wrong(format!("{count:?} is no number")))
-    });
+    let counts = respacing
+        .split(',')
+        .map(|count| count.trim().parse::<usize>().map_err(|_| wrong(format!("{count:?} is no number"))));
     let counts: Vec<usize> = counts.collect::<Result<_>>()?;
     let (size, extra) = (steps / counts.len(), steps % counts.len());
     let (mut kept, mut start) = (Vec::new(), 0);
@@ -320,7 +320,13 @@ impl Diffusion {
     }
 
     /// The clean sample that a model's output means.
-    fn x0(&self, x: &Tensor, t: &[usize], output: &Tensor, inpaint: Option<&Inpaint>) -> TensorResult<Tensor> {
+    fn x0(
+        &self,
+        x: &Tensor,
+        t: &[usize],
+        output: &Tensor,
+        inpaint: Option<&Inpaint>,
+    ) -> TensorResult<Tensor> {
         let c = &self.constants;
         let negative = |values: &[f64]| values.iter().map(|x| -x).collect::<Vec<f64>>();
         let x0 = match self.prediction {

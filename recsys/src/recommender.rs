@@ -23,14 +23,24 @@ impl Recommender {
     ///
     /// # Errors
     /// Weights that are not those of the model.
-    pub fn new(cfg: &ModelConfig, n_items: usize, max_length: usize, params: &Params) -> mamba_core::Result<Self> {
+    pub fn new(
+        cfg: &ModelConfig,
+        n_items: usize,
+        max_length: usize,
+        params: &Params,
+    ) -> mamba_core::Result<Self> {
         let model = Model::new(cfg, n_items, max_length, &params.builder())?;
         params.check()?;
         Ok(Self { model, n_items, max_length, device: params.device().clone() })
     }
 
     /// The weights of another store, such as those in training, without their variables.
-    pub fn frozen(cfg: &ModelConfig, n_items: usize, max_length: usize, params: &Params) -> mamba_core::Result<Self> {
+    pub fn frozen(
+        cfg: &ModelConfig,
+        n_items: usize,
+        max_length: usize,
+        params: &Params,
+    ) -> mamba_core::Result<Self> {
         // Without variables there is no graph, and activations are freed as they are used.
         let frozen = Params::frozen(params.to_tensors(), params.dtype(), params.device());
         Self::new(cfg, n_items, max_length, &frozen)

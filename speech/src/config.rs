@@ -105,7 +105,8 @@ impl Config {
 
     /// Refuses settings that make no model.
     pub fn validate(&self) -> Result<()> {
-        let ModelConfig { hid_feature, num_tfmamba, input_channel, output_channel, dense_depth, .. } = self.model_cfg;
+        let ModelConfig { hid_feature, num_tfmamba, input_channel, output_channel, dense_depth, .. } =
+            self.model_cfg;
         self.stft_cfg.validate()?;
         let positive = |x: f64| x > 0.0 && x.is_finite();
         let problem = if self.model_type != "semamba" {

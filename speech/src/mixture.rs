@@ -61,7 +61,8 @@ impl MixtureConfig {
     /// # Errors
     /// The first of them.
     pub fn validate(&self) -> Result<()> {
-        let setting = |name, got: String, expected: &str| Error::Setting { name, got, expected: expected.into() };
+        let setting =
+            |name, got: String, expected: &str| Error::Setting { name, got, expected: expected.into() };
         let range = |(lo, hi): (f64, f64)| lo.is_finite() && hi.is_finite() && lo <= hi;
         for (name, value) in [("snr_db", self.snr_db), ("gain_db", self.gain_db)] {
             if !range(value) {

@@ -20,7 +20,8 @@ pub fn voice(seed: u64, seconds: f64) -> Vec<f32> {
     let (mut start, mut phase) = (0, 0.0);
     while start < n {
         let len = (rng.uniform_in(0.08, 0.3) * rate) as usize;
-        let formants = [rng.uniform_in(280.0, 850.0), rng.uniform_in(900.0, 2300.0), rng.uniform_in(2400.0, 3600.0)];
+        let formants =
+            [rng.uniform_in(280.0, 850.0), rng.uniform_in(900.0, 2300.0), rng.uniform_in(2400.0, 3600.0)];
         let (pitch, glide) = (base * rng.uniform_in(0.85, 1.2), rng.uniform_in(-0.15, 0.15));
         let loudness = rng.uniform_in(0.3, 1.0);
         let kind = rng.uniform();
@@ -35,7 +36,8 @@ pub fn voice(seed: u64, seconds: f64) -> Vec<f32> {
                     (1..=harmonics)
                         .map(|h| {
                             let f = h as f64 * f0;
-                            let gain: f64 = formants.iter().map(|c| 1.0 / (1.0 + ((f - c) / 110.0).powi(2))).sum();
+                            let gain: f64 =
+                                formants.iter().map(|c| 1.0 / (1.0 + ((f - c) / 110.0).powi(2))).sum();
                             (0.02 + gain) / (1.0 + f / 1500.0) * (TAU * phase * h as f64).sin()
                         })
                         .sum::<f64>()

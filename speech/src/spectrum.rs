@@ -65,7 +65,9 @@ impl CustomOp2 for Atan2 {
         l2: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         fn slice<'a, T: WithDType>(s: &'a CpuStorage, l: &Layout) -> Result<&'a [T]> {
-            let Some((start, end)) = l.contiguous_offsets() else { bail!("atan2: expected contiguous tensors") };
+            let Some((start, end)) = l.contiguous_offsets() else {
+                bail!("atan2: expected contiguous tensors")
+            };
             Ok(&T::cpu_storage_as_slice(s)?[start..end])
         }
         if l1.shape() != l2.shape() {

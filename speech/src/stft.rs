@@ -47,7 +47,8 @@ impl StftConfig {
     /// # Errors
     /// The first impossible value.
     pub fn validate(&self) -> Result<()> {
-        let setting = |name, got: String, expected: &str| Error::Setting { name, got, expected: expected.into() };
+        let setting =
+            |name, got: String, expected: &str| Error::Setting { name, got, expected: expected.into() };
         if self.sampling_rate == 0 {
             return Err(setting("sampling_rate", "0".into(), "at least 1"));
         }
@@ -130,7 +131,8 @@ impl<T: FftNum> Stft<T> {
     pub fn spectrum(&self, signal: &[T]) -> (Vec<T>, Vec<T>) {
         assert!(signal.len() >= self.min_samples(), "{} samples for a transform", signal.len());
         let frames = self.frames(signal.len());
-        let (mut re, mut im) = (Vec::with_capacity(frames * self.bins()), Vec::with_capacity(frames * self.bins()));
+        let (mut re, mut im) =
+            (Vec::with_capacity(frames * self.bins()), Vec::with_capacity(frames * self.bins()));
         let mut frame = self.forward.make_input_vec();
         let mut spectrum = self.forward.make_output_vec();
         for t in 0..frames {
@@ -212,7 +214,8 @@ impl<T: FftNum> Stft<T> {
         for ((out, &g), &e) in padded[half..].iter_mut().zip(gradient).zip(&envelope[half..]) {
             *out = g / e;
         }
-        let (mut re, mut im) = (Vec::with_capacity(frames * self.bins()), Vec::with_capacity(frames * self.bins()));
+        let (mut re, mut im) =
+            (Vec::with_capacity(frames * self.bins()), Vec::with_capacity(frames * self.bins()));
         let mut frame = self.forward.make_input_vec();
         let mut spectrum = self.forward.make_output_vec();
         let (once, twice) = (real::<T>(1.0 / self.n_fft as f64), real::<T>(2.0 / self.n_fft as f64));
@@ -314,7 +317,11 @@ impl SpectrumOp {
         let values = grad.flatten_all()?.to_vec1::<T>()?;
         let row = values.len() / batch;
         let of_row = |g: &[T]| stft.spectrum_adjoint(&part(g, 0), &part(g, 1), samples);
-        Tensor::from_vec(values.chunks_exact(row).flat_map(of_row).collect::<Vec<_>>(), (batch, samples), grad.device())
+        Tensor::from_vec(
+            values.chunks_exact(row).flat_map(of_row).collect::<Vec<_>>(),
+            (batch, samples),
+            grad.device(),
+        )
     }
 }
 
@@ -356,7 +363,11 @@ impl SignalOp {
         let values = grad.flatten_all()?.to_vec1::<T>()?;
         debug_assert_eq!(values.len(), batch * samples);
         let of_row = |g: &[T]| interleave(stft.signal_adjoint(g, frames));
-        Tensor::from_vec(values.chunks_exact(samples).flat_map(of_row).collect::<Vec<_>>(), shape, grad.device())
+        Tensor::from_vec(
+            values.chunks_exact(samples).flat_map(of_row).collect::<Vec<_>>(),
+            shape,
+            grad.device(),
+        )
     }
 }
 

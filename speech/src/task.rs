@@ -36,8 +36,12 @@ impl EnhancementConfig {
         let hop = self.model.stft_cfg.hop_size;
         if !self.data.segment_size.is_multiple_of(hop) {
             let got = self.data.segment_size.to_string();
-            return Err(Error::Setting { name: "segment_size", got, expected: format!("a multiple of the hop, {hop}") }
-                .into());
+            return Err(Error::Setting {
+                name: "segment_size",
+                got,
+                expected: format!("a multiple of the hop, {hop}"),
+            }
+            .into());
         }
         Ok(())
     }
@@ -55,7 +59,11 @@ pub struct Enhancement<'a> {
 
 impl<'a> Enhancement<'a> {
     /// A run from `params`: fresh ones, or those of a checkpoint.
-    pub fn new(cfg: &'a EnhancementConfig, mixtures: &'a Mixtures, params: Params) -> mamba_core::Result<Self> {
+    pub fn new(
+        cfg: &'a EnhancementConfig,
+        mixtures: &'a Mixtures,
+        params: Params,
+    ) -> mamba_core::Result<Self> {
         cfg.validate()?;
         let model = SeMamba::new(&cfg.model, &params.builder())?;
         params.check()?;

@@ -28,7 +28,10 @@ mod tests {
     fn features_run_from_minus_to_plus_a_half() {
         let hourly = Frequency::Milliseconds(3_600_000);
         // Friday 2016-07-01 00:00, the first row of ETTh1
-        assert_eq!(marks(1_467_331_200_000, hourly, None), [-0.5, 4.0 / 6.0 - 0.5, -0.5, 182.0 / 365.0 - 0.5]);
+        assert_eq!(
+            marks(1_467_331_200_000, hourly, None),
+            [-0.5, 4.0 / 6.0 - 0.5, -0.5, 182.0 / 365.0 - 0.5]
+        );
         // Thursday 2020-12-31 23:00
         let last = marks(1_609_455_600_000, hourly, None);
         assert_eq!(last, [0.5, 0.0, 0.5, 0.5]);

@@ -62,6 +62,10 @@ pub struct ForecastCheckpoint {
 impl ForecastCheckpoint {
     /// Opens a folder with `config.json` and weights.
     pub fn open(path: &Path) -> Result<Self> {
+        if !path.exists() {
+            let message = "there is no such folder; `mamba-timeseries train` makes one".into();
+            return Err(Error::Core(mamba_core::Error::Checkpoint { path: path.to_owned(), message }));
+        }
         let read = checkpoint::load(path, None)?;
         let problem = |message: String| {
             let message = format!("{}: {message}", checkpoint::CONFIG);
@@ -76,10 +80,18 @@ impl ForecastCheckpoint {
         };
         let n = config.columns.len();
         if config.format != CheckpointConfig::FORMAT {
-            return Err(problem(format!("format is {:?}, expected {:?}", config.format, CheckpointConfig::FORMAT)));
+            return Err(problem(format!(
+                "format is {:?}, expected {:?}",
+                config.format,
+                CheckpointConfig::FORMAT
+            )));
         }
         let scaler = &config.scaler;
-        if n == 0 || scaler.mean.len() != n || scaler.std.len() != n || scaler.std.iter().any(|s| !(*s > 0.0)) {
+        if n == 0
+            || scaler.mean.len() != n
+            || scaler.std.len() != n
+            || scaler.std.iter().any(|s| s.is_nan() || *s <= 0.0)
+        {
             return Err(problem(format!("{n} columns need as many means and positive deviations")));
         }
         config.model.validate(config.sizes()).map_err(|e| problem(e.to_string()))?;
@@ -181,7 +193,7 @@ impl From<Published> for CheckpointConfig {
             scaler: Scaler { mean: scaler_mean, std: scaler_std },
             frequency: None,
             split: Split::default(),
-            table: TableOptions::default(),
+            table: TableOptions::as_they_stand(),
             batch_size: 32,
         }
     }

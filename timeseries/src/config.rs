@@ -1,6 +1,8 @@
 //! Everything that decides a training run besides the table, and the papers' settings by name.
 
-use crate::models::{BiMambaConfig, DLinearConfig, ModelConfig, SMambaConfig, TimeMachineConfig, TslibConfig};
+use crate::models::{
+    BiMambaConfig, DLinearConfig, ModelConfig, SMambaConfig, TimeMachineConfig, TslibConfig,
+};
 use crate::split::Split;
 use mamba_core::optim::Decay;
 use mamba_core::train::TrainConfig;
@@ -173,7 +175,12 @@ fn s_mamba(model: &mut SMambaConfig, train: &mut TrainSettings, data: Option<&st
 }
 
 /// Scripts of TimeMachine, `TimeMachine_supervised/scripts`.
-fn time_machine(model: &mut TimeMachineConfig, train: &mut TrainSettings, data: Option<&str>, pred_len: usize) {
+fn time_machine(
+    model: &mut TimeMachineConfig,
+    train: &mut TrainSettings,
+    data: Option<&str>,
+    pred_len: usize,
+) {
     (model.n1, model.n2) = match (data, pred_len) {
         (Some("etth1"), ..=96) => (512, 32),
         (Some("etth1"), ..=192) => (512, 64),
@@ -203,9 +210,9 @@ fn bi_mamba(model: &mut BiMambaConfig, train: &mut TrainSettings, data: Option<&
             model.ssm_cfg = Mamba1Config { d_state: 8, ..model.ssm_cfg.clone() };
             (model.patch_len, model.stride, model.e_layers) = (4, 2, 3);
             (train.learning_rate, model.dropout) = match pred_len {
-                ..=96 => (4e-4, 0.0),
-                ..=192 => (6e-4, 0.0),
-                ..=336 => (6e-4, 0.1),
+                0..=96 => (4e-4, 0.0),
+                97..=192 => (6e-4, 0.0),
+                193..=336 => (6e-4, 0.1),
                 _ => (4e-4, 0.0),
             };
         }

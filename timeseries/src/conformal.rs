@@ -1,9 +1,11 @@
 //! Split-conformal prediction intervals (Vovk et al. 2005; Lei et al. 2018, section 2.2).
 //!
-//! On held-out windows, the absolute errors of each step and variable are ordered; the interval of a level is the forecast
-//! plus and minus the error of rank `⌈(n + 1) · level⌉`. If a new error is exchangeable with those n, the interval holds the
-//! true value with at least that probability. Neighbouring windows overlap and time series drift, so on real data this is
-//! an aim, which `eval` holds against the coverage on the test part.
+//! On held-out windows, the absolute errors of each step and variable, as multiples of how much the variable varies in the
+//! look-back ([`spread`]), are ordered; the interval of a level is the forecast plus and minus the multiple of rank
+//! `⌈(n + 1) · level⌉` (the locally weighted form, Lei et al. 2018, section 5.2: unsteady times get wider intervals). If a
+//! new multiple is exchangeable with those n, the interval holds the true value with at least that probability.
+//! Neighbouring windows overlap and time series drift, so on real data this is an aim, which `eval` holds against the
+//! coverage on the test part.
 
 use crate::checkpoint::CheckpointConfig;
 use crate::dataset::{Dataset, Window};
@@ -20,7 +22,14 @@ const LEVELS: usize = 99;
 const MAX_WINDOWS: usize = 2000;
 const FILE: &str = "calibration.safetensors";
 
-/// The ordered errors of a model on held-out windows, at whole levels, in standardised units.
+/// How much each variable varies in its look-back: `(B, L, V)` → `(B, 1, V)`, the deviation plus a tenth of that of the
+/// training part, so that a steady window does not promise a steady future.
+pub(crate) fn spread(values: &Tensor) -> candle_core::Result<Tensor> {
+    let centred = values.broadcast_sub(&values.mean_keepdim(1)?)?;
+    centred.sqr()?.mean_keepdim(1)?.sqrt()? + 0.1
+}
+
+/// The ordered errors of a model on held-out windows, at whole levels, as multiples of the [`spread`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Calibration {
     /// `(99, H, V)`; infinite where there were too few windows for the level.
@@ -31,7 +40,7 @@ pub struct Calibration {
 }
 
 impl Calibration {
-    /// From absolute errors: `errors[(w · H + h) · V + v]` of windows w.
+    /// From errors as multiples of the spread: `errors[(w · H + h) · V + v]` of windows w.
     pub fn of_errors(errors: &[f32], pred_len: usize, n_vars: usize) -> Self {
         let cells = pred_len * n_vars;
         let windows = errors.len() / cells.max(1);
@@ -64,15 +73,13 @@ impl Calibration {
         let windows: Vec<Window> = windows.iter().copied().step_by(step).collect();
         let mut errors = Vec::with_capacity(windows.len() * saved.pred_len * saved.columns.len());
         for batch in windows.chunks(64) {
-            let (input, target) = data.batch(batch, saved.model.uses_marks(), device)?;
-            let error = (model.forward(&input, &mut None)? - target)?.abs()?.to_dtype(DType::F32)?;
-            errors.extend(error.flatten_all()?.to_vec1::<f32>()?);
+            errors.extend(multiples(model, saved, data, batch, device)?);
         }
         Ok(Self::of_errors(&errors, saved.pred_len, saved.columns.len()))
     }
 
-    /// Half the width of the interval at a level in percent, for a step of the horizon and a variable, in standardised
-    /// units.
+    /// Half the width of the interval at a level in percent, for a step of the horizon and a variable, as a multiple of the
+    /// spread.
     pub fn half_width(&self, level: u8, step: usize, variable: usize) -> f64 {
         let cells = self.pred_len * self.n_vars;
         f64::from(self.quantiles[(usize::from(level) - 1) * cells + step * self.n_vars + variable])
@@ -81,7 +88,9 @@ impl Calibration {
     /// Refuses levels that are not 1 to 99, and those for which there were too few windows.
     pub fn check_level(&self, level: u8) -> Result<()> {
         if !(1..=LEVELS as u8).contains(&level) {
-            return Err(Error::config(format!("level {level} is not a whole number of percent from 1 to 99")));
+            return Err(Error::config(format!(
+                "level {level} is not a whole number of percent from 1 to 99"
+            )));
         }
         match ((self.windows + 1) * usize::from(level)).div_ceil(100) > self.windows {
             true => Err(Error::Mismatch(format!(
@@ -107,9 +116,7 @@ impl Calibration {
         let cells = self.pred_len * self.n_vars;
         let widths = &self.quantiles[(usize::from(level) - 1) * cells..][..cells];
         for batch in windows.chunks(64) {
-            let (input, target) = data.batch(batch, saved.model.uses_marks(), device)?;
-            let error = (model.forward(&input, &mut None)? - target)?.abs()?.to_dtype(DType::F32)?;
-            let errors = error.flatten_all()?.to_vec1::<f32>()?;
+            let errors = multiples(model, saved, data, batch, device)?;
             inside += errors.iter().enumerate().filter(|(i, e)| **e <= widths[i % cells]).count();
             all += errors.len();
         }
@@ -133,15 +140,35 @@ impl Calibration {
         }
         let (tensors, meta) = load_safetensors(&path)?;
         let broken = |what: &str| Error::table(&path, what);
-        let windows = meta.get("windows").and_then(|n| n.parse().ok()).ok_or_else(|| broken("has no count of windows"))?;
+        let windows = meta
+            .get("windows")
+            .and_then(|n| n.parse().ok())
+            .ok_or_else(|| broken("has no count of windows"))?;
         let tensor = tensors.get("quantiles").ok_or_else(|| broken("has no tensor \"quantiles\""))?;
         let (pred_len, n_vars) = (saved.pred_len, saved.columns.len());
         if tensor.dims() != [LEVELS, pred_len, n_vars] {
-            return Err(broken(&format!("quantiles have shape {:?}, expected {:?}", tensor.dims(), [LEVELS, pred_len, n_vars])));
+            return Err(broken(&format!(
+                "quantiles have shape {:?}, expected {:?}",
+                tensor.dims(),
+                [LEVELS, pred_len, n_vars]
+            )));
         }
         let quantiles = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
         Ok(Some(Self { quantiles, pred_len, n_vars, windows }))
     }
+}
+
+/// The errors of a model on windows, `(B · H · V)`, as multiples of the spread.
+fn multiples(
+    model: &ForecastModel,
+    saved: &CheckpointConfig,
+    data: &Dataset,
+    windows: &[Window],
+    device: &Device,
+) -> candle_core::Result<Vec<f32>> {
+    let (input, target) = data.batch(windows, saved.model.uses_marks(), device)?;
+    let errors = (model.forward(&input, &mut None)? - target)?.abs()?;
+    errors.broadcast_div(&spread(&input.values)?)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
 }
 
 #[cfg(test)]
@@ -180,8 +207,7 @@ mod tests {
         // two windows, two steps, two variables
         let errors = [1.0, 10.0, 2.0, 20.0, 3.0, 30.0, 4.0, 40.0];
         let calibration = Calibration::of_errors(&errors, 2, 2);
-        let widths: Vec<f64> =
-            (0..4).map(|i| calibration.half_width(33, i / 2, i % 2)).collect();
+        let widths: Vec<f64> = (0..4).map(|i| calibration.half_width(33, i / 2, i % 2)).collect();
         assert_eq!(widths, [1.0, 10.0, 2.0, 20.0]);
     }
 }

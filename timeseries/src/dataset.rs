@@ -87,7 +87,11 @@ impl Dataset {
 
     /// Bytes that are different for different data.
     pub(crate) fn fingerprint(&self) -> Vec<u8> {
-        self.series.iter().flat_map(|s| s.values.iter().chain(&s.marks)).flat_map(|v| v.to_le_bytes()).collect()
+        self.series
+            .iter()
+            .flat_map(|s| s.values.iter().chain(&s.marks))
+            .flat_map(|v| v.to_le_bytes())
+            .collect()
     }
 
     /// All windows of a part, series after series, in order of time.
@@ -99,9 +103,15 @@ impl Dataset {
     }
 
     /// Windows as tensors: look-backs, with calendar features if wanted, and targets `(B, H, V)`.
-    pub fn batch(&self, windows: &[Window], with_marks: bool, device: &Device) -> candle_core::Result<(Input, Tensor)> {
+    pub fn batch(
+        &self,
+        windows: &[Window],
+        with_marks: bool,
+        device: &Device,
+    ) -> candle_core::Result<(Input, Tensor)> {
         let (l, h, n) = (self.seq_len, self.pred_len, self.columns.len());
-        let (mut x, mut y) = (Vec::with_capacity(windows.len() * l * n), Vec::with_capacity(windows.len() * h * n));
+        let (mut x, mut y) =
+            (Vec::with_capacity(windows.len() * l * n), Vec::with_capacity(windows.len() * h * n));
         let mut marks = Vec::new();
         for &Window { series, target } in windows {
             let series = &self.series[series];

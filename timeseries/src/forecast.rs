@@ -2,7 +2,7 @@
 
 use crate::calendar::{N_MARKS, marks};
 use crate::checkpoint::{CheckpointConfig, ForecastCheckpoint};
-use crate::conformal::Calibration;
+use crate::conformal::{Calibration, spread};
 use crate::error::{Error, Result};
 use crate::models::{ForecastModel, Input};
 use crate::table::{Frequency, Series};
@@ -52,7 +52,12 @@ pub struct Forecaster {
 
 impl Forecaster {
     /// A forecaster with intervals at these levels, in percent. `frequency` is that of the rows.
-    pub fn new(checkpoint: &ForecastCheckpoint, frequency: Frequency, levels: &[u8], device: &Device) -> Result<Self> {
+    pub fn new(
+        checkpoint: &ForecastCheckpoint,
+        frequency: Frequency,
+        levels: &[u8],
+        device: &Device,
+    ) -> Result<Self> {
         let config = checkpoint.config().clone();
         if let Some(trained) = config.frequency.filter(|trained| *trained != frequency) {
             return Err(Error::Mismatch(format!(
@@ -107,7 +112,8 @@ impl Forecaster {
 
     /// The forecasts of a batch of look-backs.
     pub fn forecast(&self, look_backs: &[LookBack<'_>]) -> Result<Vec<Forecast>> {
-        let (b, l, h, n) = (look_backs.len(), self.config.seq_len, self.config.pred_len, self.config.columns.len());
+        let (b, l, h, n) =
+            (look_backs.len(), self.config.seq_len, self.config.pred_len, self.config.columns.len());
         let mut x = Vec::with_capacity(b * l * n);
         let mut features = Vec::new();
         for look_back in look_backs {
@@ -132,18 +138,23 @@ impl Forecaster {
         let input = Input { values: Tensor::from_vec(x, (b, l, n), &self.device)?, marks };
         let y = self.model.forward(&input, &mut None)?.to_dtype(DType::F32)?;
         let y = y.flatten_all()?.to_vec1::<f32>()?; // (B · H · V)
+        let spreads = spread(&input.values)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?; // (B · V)
         let scaler = &self.config.scaler;
         Ok(look_backs
             .iter()
-            .zip(y.chunks(h * n))
-            .map(|(look_back, y)| {
+            .zip(y.chunks(h * n).zip(spreads.chunks(n)))
+            .map(|(look_back, (y, spread))| {
                 let last = look_back.times[l - 1];
                 let restore = |shift: &dyn Fn(usize) -> f64| -> Vec<f64> {
-                    y.iter().enumerate().map(|(i, &v)| scaler.restore(i % n, f64::from(v) + shift(i))).collect()
+                    y.iter()
+                        .enumerate()
+                        .map(|(i, &v)| scaler.restore(i % n, f64::from(v) + shift(i)))
+                        .collect()
                 };
                 let interval = |&level: &u8| {
                     let calibration = self.calibration.as_ref().expect("levels were checked against it");
-                    let half = |i: usize| calibration.half_width(level, i / n, i % n);
+                    let half =
+                        |i: usize| calibration.half_width(level, i / n, i % n) * f64::from(spread[i % n]);
                     Interval { level, lower: restore(&|i| -half(i)), upper: restore(&half) }
                 };
                 Forecast {

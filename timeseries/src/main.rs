@@ -21,6 +21,10 @@ enum Command {
     Eval(commands::eval::Args),
     /// Forecast what comes after the last rows of every series, with intervals and a picture
     Forecast(commands::forecast::Args),
+    /// Forecast from many past rows, and hold the forecasts against what came
+    Backtest(commands::backtest::Args),
+    /// Train and test models over the horizons and seeds of a benchmark
+    BenchTable(Box<commands::bench_table::Args>),
     /// Say what is in a checkpoint
     Info(commands::info::Args),
     /// Print a completion script for a shell
@@ -36,6 +40,8 @@ fn main() -> ExitCode {
         Command::Train(args) => commands::train::run(*args),
         Command::Eval(args) => commands::eval::run(args),
         Command::Forecast(args) => commands::forecast::run(args),
+        Command::Backtest(args) => commands::backtest::run(args),
+        Command::BenchTable(args) => commands::bench_table::run(*args),
         Command::Info(args) => commands::info::run(args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "mamba-timeseries", &mut std::io::stdout());

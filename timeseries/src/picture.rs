@@ -53,6 +53,7 @@ impl Picture for ForecastPicture<'_> {
         area.fill(&WHITE)?;
         let (head, panels) = area.split_vertically(HEAD);
         head.draw_text(&self.title, &font(21), (20, 14))?;
+        self.legend(&head)?;
         for (panel, &column) in panels.split_evenly((self.shown.len(), 1)).iter().zip(&self.shown) {
             self.panel(panel, column)?;
         }
@@ -61,6 +62,31 @@ impl Picture for ForecastPicture<'_> {
 }
 
 impl ForecastPicture<'_> {
+    /// What the colours mean, once for all panels, at the right of the heading.
+    fn legend<B: DrawingBackend>(&self, head: &DrawingArea<B, Shift>) -> DrawResult
+    where
+        B::ErrorType: 'static,
+    {
+        let mut levels: Vec<u8> = self.forecast.intervals.iter().map(|i| i.level).collect();
+        levels.sort_unstable_by_key(|&level| std::cmp::Reverse(level));
+        let bands =
+            levels.iter().enumerate().map(|(rank, level)| (format!("{level} %"), band_color(rank), 12));
+        let mut entries =
+            vec![("history".to_string(), HISTORY.mix(1.0), 2), ("forecast".into(), FORECAST.mix(1.0), 2)];
+        entries.extend(self.actual.map(|_| ("what came".into(), ACTUAL.mix(1.0), 2)));
+        entries.extend(bands);
+        let width = |text: &str| 40 + 8 * text.len() as i32;
+        let mut x = WIDTH as i32 - 20 - entries.iter().map(|(text, ..)| width(text)).sum::<i32>();
+        for (text, color, height) in entries {
+            let middle = 24;
+            let key = [(x, middle - height / 2), (x + 22, middle + (height + 1) / 2)];
+            head.draw(&Rectangle::new(key, color.filled()))?;
+            head.draw_text(&text, &font(15), (x + 28, 17))?;
+            x += width(&text);
+        }
+        Ok(())
+    }
+
     fn panel<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>, column: usize) -> DrawResult
     where
         B::ErrorType: 'static,
@@ -104,15 +130,12 @@ impl ForecastPicture<'_> {
         let point = |i: usize, v: &f64| ((start + i) as f64, *v);
         let mut widest_first: Vec<_> = bands.iter().collect();
         widest_first.sort_by_key(|(level, ..)| std::cmp::Reverse(*level));
-        for (rank, (level, lower, upper)) in widest_first.into_iter().enumerate() {
-            let color = FORECAST.mix(0.16 + 0.12 * rank as f64);
+        for (rank, (_, lower, upper)) in widest_first.into_iter().enumerate() {
+            let color = band_color(rank);
             let up = upper.iter().enumerate().map(|(i, v)| point(i, v));
             let down = lower.iter().enumerate().rev().map(|(i, v)| point(i, v));
             let polygon: Vec<(f64, f64)> = up.chain(down).collect();
-            chart
-                .draw_series(std::iter::once(Polygon::new(polygon, color.filled())))?
-                .label(format!("{level} % interval"))
-                .legend(move |(x, y)| Rectangle::new([(x, y - 6), (x + 22, y + 6)], color.filled()));
+            chart.draw_series(std::iter::once(Polygon::new(polygon, color.filled())))?;
         }
         // The line of the past leads into that of the forecast.
         let joined = |values: &[f64]| -> Vec<(f64, f64)> {
@@ -120,28 +143,21 @@ impl ForecastPicture<'_> {
             bridge.into_iter().chain(values.iter().enumerate().map(|(i, v)| point(i, v))).collect()
         };
         let past: Vec<(f64, f64)> = history.iter().enumerate().map(|(i, v)| (i as f64, *v)).collect();
-        let mut lines = vec![("history", past, HISTORY)];
-        lines.extend(actual.as_ref().map(|actual| ("what came", joined(actual), ACTUAL)));
-        lines.push(("forecast", joined(&forecast), FORECAST));
-        for (name, points, color) in lines {
-            chart
-                .draw_series(LineSeries::new(points, color.stroke_width(2)))?
-                .label(name)
-                .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 22, y)], color.stroke_width(2)));
+        let mut lines = vec![(past, HISTORY)];
+        lines.extend(actual.as_ref().map(|actual| (joined(actual), ACTUAL)));
+        lines.push((joined(&forecast), FORECAST));
+        for (points, color) in lines {
+            chart.draw_series(LineSeries::new(points, color.stroke_width(2)))?;
         }
         let now = start as f64 - 1.0;
         chart.draw_series(std::iter::once(PathElement::new(vec![(now, low), (now, high)], INK.mix(0.5))))?;
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::UpperLeft)
-            .margin(6)
-            .legend_area_size(28)
-            .background_style(WHITE.mix(0.85))
-            .border_style(TRANSPARENT)
-            .label_font(font(15))
-            .draw()?;
         Ok(())
     }
+}
+
+/// Bands lie on each other, the widest lowest.
+fn band_color(rank: usize) -> RGBAColor {
+    FORECAST.mix(0.16 + 0.12 * rank as f64)
 }
 
 /// Rows from the first of the history, labelled at round times.
@@ -180,7 +196,7 @@ fn ticks(times: &[i64], frequency: Frequency) -> Vec<(f64, String)> {
     const DAY: i64 = 24 * HOUR;
     const MOST: usize = 9;
     let every = |n: usize| {
-        let at = |i: &usize| i % n == 0;
+        let at = |i: &usize| i.is_multiple_of(n);
         (0..times.len()).filter(at).map(|i| (i as f64, frequency.format(times[i]))).collect::<Vec<_>>()
     };
     let evenly = || every(times.len().div_ceil(MOST - 1).max(1));
@@ -191,7 +207,21 @@ fn ticks(times: &[i64], frequency: Frequency) -> Vec<(f64, String)> {
             .map(|(at, text)| (at, if months { text[..7].to_owned() } else { text }))
             .collect();
     };
-    let steps = [1_000, 10_000, 60_000, 300_000, 900_000, HOUR, 3 * HOUR, 6 * HOUR, 12 * HOUR, DAY, 2 * DAY, 7 * DAY, 28 * DAY];
+    let steps = [
+        1_000,
+        10_000,
+        60_000,
+        300_000,
+        900_000,
+        HOUR,
+        3 * HOUR,
+        6 * HOUR,
+        12 * HOUR,
+        DAY,
+        2 * DAY,
+        7 * DAY,
+        28 * DAY,
+    ];
     for step in steps {
         // Weeks begin on Mondays; 1970-01-05 was one.
         let origin = if step >= 7 * DAY { 4 * DAY } else { 0 };

@@ -1,5 +1,6 @@
 //! Linear maps on the CPU: matrix products by the gemm crate, on all cores when they are worth it.
 
+use super::matvec;
 use crate::matrix::{self, Matrix, MatrixMut};
 use crate::simd::Real;
 use gemm::Parallelism;
@@ -29,18 +30,22 @@ pub(super) fn forward<T: Real>(
     parts: &[usize],
 ) -> Vec<Vec<T>> {
     let rows = x.len() / d_in;
-    let x = Matrix::new(x, rows, d_in);
     let mut start = 0;
     parts
         .iter()
         .map(|&part| {
-            let weight = Matrix::new(&weight[start * d_in..(start + part) * d_in], part, d_in);
+            let weight = &weight[start * d_in..(start + part) * d_in];
+            let bias = bias.map(|bias| &bias[start..start + part]);
+            start += part;
+            if rows <= matvec::FEW_ROWS {
+                return matvec::forward(x, weight, None, bias, d_in);
+            }
             let mut y = match bias {
-                Some(bias) => bias[start..start + part].repeat(rows),
+                Some(bias) => bias.repeat(rows),
                 None => vec![T::default(); rows * part],
             };
-            multiply(&mut y, x, weight.t(), bias.is_some());
-            start += part;
+            let weight = Matrix::new(weight, part, d_in);
+            multiply(&mut y, Matrix::new(x, rows, d_in), weight.t(), bias.is_some());
             y
         })
         .collect()
@@ -49,22 +54,23 @@ pub(super) fn forward<T: Real>(
 /// Gradients in the shapes of the inputs.
 pub(super) struct Gradients<T> {
     pub(super) x: Vec<T>,
-    pub(super) weight: Vec<T>,
+    pub(super) weight: Option<Vec<T>>,
     pub(super) bias: Option<Vec<T>>,
 }
 
-/// Gradients given those of the parts; `None` stands for zero.
+/// Gradients given those of the parts; `None` stands for zero. `with` says whether those of the weight and of the bias are
+/// wanted.
 pub(super) fn backward<T: Real>(
     x: &[T],
     weight: &[T],
-    with_bias: bool,
+    (with_weight, with_bias): (bool, bool),
     grads: &[Option<&[T]>],
     d_in: usize,
     parts: &[usize],
 ) -> Gradients<T> {
     let rows = x.len() / d_in;
     let mut dx = vec![T::default(); x.len()];
-    let mut dweight = vec![T::default(); weight.len()];
+    let mut dweight = with_weight.then(|| vec![T::default(); weight.len()]);
     let mut dbias = with_bias.then(|| vec![T::default(); weight.len() / d_in]);
     let (mut start, mut first) = (0, true);
     for (&part, grad) in parts.iter().zip(grads) {
@@ -74,7 +80,9 @@ pub(super) fn backward<T: Real>(
         let Some(grad) = grad else { continue };
         let g = Matrix::new(grad, rows, part);
         multiply(&mut dx, g, Matrix::new(&weight[values.clone()], part, d_in), !first);
-        multiply(&mut dweight[values], g.t(), Matrix::new(x, rows, d_in), false);
+        if let Some(dweight) = &mut dweight {
+            multiply(&mut dweight[values], g.t(), Matrix::new(x, rows, d_in), false);
+        }
         if let Some(dbias) = &mut dbias {
             sum_rows(grad, &mut dbias[channels]);
         }

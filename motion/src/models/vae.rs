@@ -68,7 +68,9 @@ impl VaeConfig {
             )));
         }
         if !latent_dim.is_multiple_of(n_head) {
-            return Err(Error::Config(format!("vae: n_head {n_head} does not divide latent_dim {latent_dim}")));
+            return Err(Error::Config(format!(
+                "vae: n_head {n_head} does not divide latent_dim {latent_dim}"
+            )));
         }
         let positive = |x: f64| x >= 0.0 && x.is_finite();
         if !(0.0..1.0).contains(&self.dropout) || !positive(self.kl_weight) || !positive(self.change_weight) {
@@ -192,7 +194,13 @@ impl MotionVae {
     }
 
     /// The loss of motions; `noise` `(B, T, d)` draws the latents, `rng` drops values.
-    pub fn loss(&self, motion: &Tensor, lengths: &[usize], noise: &Tensor, mut rng: Option<&mut Rng>) -> Result<VaeLoss> {
+    pub fn loss(
+        &self,
+        motion: &Tensor,
+        lengths: &[usize],
+        noise: &Tensor,
+        mut rng: Option<&mut Rng>,
+    ) -> Result<VaeLoss> {
         let latent = self.encode(motion, lengths, rng.as_deref_mut())?;
         let decoded = self.decode(&latent.sample(noise)?, lengths, rng)?;
         let l = decoded.dim(1)?;
@@ -215,7 +223,9 @@ impl MotionVae {
     fn check(&self, lengths: &[usize], rows: usize, l: usize) -> Result<()> {
         let most = self.cfg.max_frames;
         if lengths.len() != rows || lengths.iter().any(|&n| n == 0 || n > l || n > most) {
-            candle_core::bail!("vae: lengths {lengths:?} for {rows} motions of {l} frames, expected 1 to {most} each");
+            candle_core::bail!(
+                "vae: lengths {lengths:?} for {rows} motions of {l} frames, expected 1 to {most} each"
+            );
         }
         Ok(())
     }

@@ -107,7 +107,10 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     }
     let directory = args.out.is_dir() || args.out.extension().is_none();
     if args.shard.is_some() && !directory {
-        return usage(format!("--shard needs a directory of parts, and --out {} is one file", args.out.display()));
+        return usage(format!(
+            "--shard needs a directory of parts, and --out {} is one file",
+            args.out.display()
+        ));
     }
     let checkpoint = RecCheckpoint::open(&args.checkpoint).hint("train one with `mamba-recsys train`")?;
     let mut work = Work::new(&args, &checkpoint, &device, directory)?;
@@ -156,7 +159,8 @@ impl<'a> Work<'a> {
         };
         let events = files(&args.log.data)?;
         let candidates = files(args.candidates.as_slice())?;
-        let mut allowed: Option<Vec<u32>> = args.filter.as_deref().map(|path| item_list(path, checkpoint)).transpose()?;
+        let mut allowed: Option<Vec<u32>> =
+            args.filter.as_deref().map(|path| item_list(path, checkpoint)).transpose()?;
         if let Some(path) = &args.block {
             let blocked: std::collections::HashSet<u32> = item_list(path, checkpoint)?.into_iter().collect();
             let all = allowed.unwrap_or_else(|| (1..checkpoint.config().n_items as u32).collect());
@@ -199,7 +203,12 @@ impl<'a> Work<'a> {
         }
         let folder = match self.directory {
             true => self.args.out.as_path(),
-            false => self.args.out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")),
+            false => self
+                .args
+                .out
+                .parent()
+                .filter(|folder| !folder.as_os_str().is_empty())
+                .unwrap_or(Path::new(".")),
         };
         let mut parts = Parts::new(self.parts, folder, |part| wanted.contains(&part))?;
         let mut progress =
@@ -280,7 +289,10 @@ impl<'a> Work<'a> {
     ) -> Result<bool> {
         let (mut users, counts) = parts.take(part)?;
         if self.args.strict_items && counts.unknown_items > 0 {
-            let problem = format!("{} of {} events have items that the model does not know", counts.unknown_items, counts.events);
+            let problem = format!(
+                "{} of {} events have items that the model does not know",
+                counts.unknown_items, counts.events
+            );
             return Err(mamba_recsys::Error::Empty(problem).into());
         }
         if self.args.candidates.is_some() {
@@ -327,7 +339,12 @@ fn item_list(path: &Path, checkpoint: &RecCheckpoint) -> Result<Vec<u32>> {
     let ids: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let items: Vec<u32> = ids.iter().filter_map(|id| checkpoint.items().item(Id::Text(id))).collect();
     if items.len() < ids.len() {
-        eprintln!("{}: {} of {} items are none of the model's", path.display(), ids.len() - items.len(), ids.len());
+        eprintln!(
+            "{}: {} of {} items are none of the model's",
+            path.display(),
+            ids.len() - items.len(),
+            ids.len()
+        );
     }
     Ok(items)
 }
@@ -348,11 +365,17 @@ fn report(args: &Args, done: &Done, started: Instant) {
     }
     let out = args.out.display();
     if done.finished > 0 {
-        eprintln!("{out}: {} finished before from the same events, checkpoint and settings: left as it is", done.finished);
+        eprintln!(
+            "{out}: {} finished before from the same events, checkpoint and settings: left as it is",
+            done.finished
+        );
     }
     if done.written > 0 {
         let Counts { events, unknown_items } = done.counts;
-        eprintln!("{events} events, {unknown_items} with items that the model does not know; {} cold users", done.cold);
+        eprintln!(
+            "{events} events, {unknown_items} with items that the model does not know; {} cold users",
+            done.cold
+        );
         eprintln!("{out}: {} rows for {} users; {} users/s", done.rows, done.users, short(rate));
     }
     if done.interrupted {

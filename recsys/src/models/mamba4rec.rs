@@ -142,7 +142,9 @@ impl Mamba4Rec {
         let single = self.layers.len() == 1;
         for (i, layer) in self.layers.iter().enumerate() {
             let state = state.as_mut().map(|state| &mut state.layers[i]);
-            let mixed = layer.mamba.forward_pass(&hidden, Pass { segments: Some(segments), reverse: false, state })?;
+            let mixed = layer
+                .mamba
+                .forward_pass(&hidden, Pass { segments: Some(segments), reverse: false, state })?;
             let mixed = layer.norm.forward(&dropout.apply(mixed)?, (!single).then_some(&hidden))?;
             hidden = layer.ffn.forward(&mixed, &mut dropout, true)?;
         }

@@ -123,7 +123,8 @@ impl Scorer {
     /// Columns of other types; those of the model.
     pub fn score_batch(&self, batch: &RecordBatch, items: &ItemMap) -> mamba_core::Result<RecordBatch> {
         let wrong = |what: &str| Error::Empty(format!("{what}; the batch has {:?}", batch.schema().fields()));
-        let ids_of = |column: &ArrayRef| ids(column).ok_or_else(|| wrong("ids must be Int64 or Utf8 without nulls"));
+        let ids_of =
+            |column: &ArrayRef| ids(column).ok_or_else(|| wrong("ids must be Int64 or Utf8 without nulls"));
         let [users, histories, rest @ ..] = batch.columns() else {
             return Err(wrong("expected users and their items").into());
         };
@@ -147,7 +148,6 @@ impl Scorer {
         Ok(to_rows(self, &rows, items, &schema(is_text, items))?.0)
     }
 }
-
 
 fn owned(ids: Ids) -> Vec<OwnedId> {
     (0..ids.len()).map(|i| ids.get(i).into()).collect()

@@ -137,7 +137,11 @@ impl Scorer {
     ///
     /// # Errors
     /// Those of the model.
-    pub fn candidates(&self, histories: &[&[u32]], candidates: &[&[Option<u32>]]) -> Result<Vec<Vec<Option<f32>>>> {
+    pub fn candidates(
+        &self,
+        histories: &[&[u32]],
+        candidates: &[&[Option<u32>]],
+    ) -> Result<Vec<Vec<Option<f32>>>> {
         let table = self.recommender.item_table();
         let d = table.dim(1)?;
         let table = table.flatten_all()?.to_vec1::<f32>()?;

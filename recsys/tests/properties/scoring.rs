@@ -83,7 +83,9 @@ fn a_user_without_known_items_gets_popular_ones() {
     let checkpoint = checkpoint(dir.path());
     let cold = scorer(&checkpoint, true, None).top_k(&[&[]]).unwrap().remove(0);
     let counts: Vec<u64> = cold.iter().map(|scored| checkpoint.counts()[scored.item as usize]).collect();
-    assert!(cold.iter().all(|scored| scored.score.is_none()) && counts.windows(2).all(|pair| pair[0] >= pair[1]));
+    assert!(
+        cold.iter().all(|scored| scored.score.is_none()) && counts.windows(2).all(|pair| pair[0] >= pair[1])
+    );
     assert_eq!(counts[0], checkpoint.counts().iter().copied().max().unwrap());
     let users = [User { id: OwnedId::Int(7), history: vec![], candidates: None }];
     let rows = |policy| {
@@ -124,7 +126,8 @@ fn an_arrow_batch_gives_what_the_functions_give() {
     let dir = tempfile::tempdir().unwrap();
     let checkpoint = checkpoint(dir.path());
     let scorer = scorer(&checkpoint, false, None);
-    let ids = |items: &[u32]| items.iter().map(|&item| checkpoint.items().id(item).to_string()).collect::<Vec<_>>();
+    let ids =
+        |items: &[u32]| items.iter().map(|&item| checkpoint.items().id(item).to_string()).collect::<Vec<_>>();
     let mut list = mamba_datasets::job::arrow_array::builder::ListBuilder::new(
         mamba_datasets::job::arrow_array::builder::StringBuilder::new(),
     );
@@ -142,7 +145,8 @@ fn an_arrow_batch_gives_what_the_functions_give() {
         assert_eq!(rows.column(0).as_primitive::<Int64Type>().value(i), 70);
     }
     assert!(rows.column(3).is_null(best.len()), "the second user is cold");
-    let wrong = RecordBatch::try_from_iter([("user", Arc::new(StringArray::from(vec!["a"])) as ArrayRef)]).unwrap();
+    let wrong =
+        RecordBatch::try_from_iter([("user", Arc::new(StringArray::from(vec!["a"])) as ArrayRef)]).unwrap();
     assert!(scorer.score_batch(&wrong, checkpoint.items()).is_err());
 }
 

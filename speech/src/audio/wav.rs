@@ -36,7 +36,8 @@ impl WavFormat {
 pub(super) fn open(path: &Path) -> Result<(Spec, Box<dyn Source>)> {
     let reader = hound::WavReader::open(path).map_err(|e| Error::audio(path, describe(&e)))?;
     let header = reader.spec();
-    let format = WavFormat { bits: header.bits_per_sample, float: header.sample_format == SampleFormat::Float };
+    let format =
+        WavFormat { bits: header.bits_per_sample, float: header.sample_format == SampleFormat::Float };
     if !(matches!(format.bits, 8 | 16 | 24 | 32) && (!format.float || format.bits == 32)) {
         let kind = if format.float { "floats" } else { "integers" };
         return Err(Error::audio(path, format!("WAV of {} bit {kind} is not supported", format.bits)));
@@ -83,7 +84,9 @@ fn describe(error: &hound::Error) -> String {
     match error {
         hound::Error::FormatError(reason) => format!("not a valid WAV file: {reason}"),
         hound::Error::Unsupported => "this kind of WAV file is not supported".into(),
-        hound::Error::IoError(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => "the file is truncated".into(),
+        hound::Error::IoError(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
+            "the file is truncated".into()
+        }
         other => other.to_string(),
     }
 }

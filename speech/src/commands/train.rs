@@ -110,7 +110,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let mut console = Console::new(args.common.format, args.common.quiet);
     let mixtures = match args.clean.is_empty() {
         true => {
-            console.note("no --clean and --noise: training on generated voices and noises, as a demonstration");
+            console
+                .note("no --clean and --noise: training on generated voices and noises, as a demonstration");
             Mixtures::generated(&cfg.data)?
         }
         false => Mixtures::load(&args.clean, &args.noise, cfg.model.stft_cfg.sampling_rate, &cfg.data)?,

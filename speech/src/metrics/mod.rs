@@ -50,9 +50,8 @@ pub struct Scores {
 
 impl Scores {
     /// Names of the fields, in order.
-    pub const NAMES: [&'static str; 10] = [
-        "pesq_wb", "pesq_nb", "stoi", "estoi", "si_sdr_db", "snr_db", "seg_snr_db", "csig", "cbak", "covl",
-    ];
+    pub const NAMES: [&'static str; 10] =
+        ["pesq_wb", "pesq_nb", "stoi", "estoi", "si_sdr_db", "snr_db", "seg_snr_db", "csig", "cbak", "covl"];
 
     /// The fields, in order.
     pub fn values(&self) -> [Option<f64>; 10] {
@@ -98,12 +97,16 @@ impl Scores {
 /// Another rate, less than a quarter of a second, a silent clean signal, or values that are not finite.
 pub fn score(clean: &[f32], enhanced: &[f32], sample_rate: u32) -> Result<Scores> {
     if sample_rate != 16_000 {
-        return Err(Error::Signal(format!("scores are defined at 16000 Hz, the signals have {sample_rate} Hz")));
+        return Err(Error::Signal(format!(
+            "scores are defined at 16000 Hz, the signals have {sample_rate} Hz"
+        )));
     }
     let n = clean.len().min(enhanced.len());
     let (clean, enhanced) = (&clean[..n], &enhanced[..n]);
     if n < 4000 {
-        return Err(Error::Signal(format!("{n} samples are too few to score: a quarter of a second is needed")));
+        return Err(Error::Signal(format!(
+            "{n} samples are too few to score: a quarter of a second is needed"
+        )));
     }
     for (name, signal) in [("clean", clean), ("enhanced", enhanced)] {
         if let Some(i) = signal.iter().position(|x| !x.is_finite()) {

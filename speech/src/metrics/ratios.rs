@@ -65,7 +65,10 @@ mod tests {
         assert!((snr_db(&clean, &noisy) - 10.0 * 4f64.log10()).abs() < 1e-12);
         assert!((si_sdr_db(&clean, &noisy) - 10.0 * 4f64.log10()).abs() < 1e-12);
         let louder = noisy.map(|x| 3.0 * x + 7.0);
-        assert!((si_sdr_db(&clean, &louder) - 10.0 * 4f64.log10()).abs() < 1e-9, "scale and offset do not count");
+        assert!(
+            (si_sdr_db(&clean, &louder) - 10.0 * 4f64.log10()).abs() < 1e-9,
+            "scale and offset do not count"
+        );
         assert_eq!(snr_db(&clean, &clean), f64::INFINITY);
     }
 }

@@ -90,8 +90,11 @@ fn without_silence(x: &[f64], y: &[f64]) -> (Vec<f64>, Vec<f64>) {
     let level = |start: usize| 20.0 * (norm(&frame(x, start)) + f64::EPSILON).log10();
     let levels: Vec<f64> = starts(x.len()).map(level).collect();
     let loudest = levels.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let kept: Vec<usize> =
-        starts(x.len()).zip(&levels).filter(|(_, level)| loudest - RANGE < **level).map(|(start, _)| start).collect();
+    let kept: Vec<usize> = starts(x.len())
+        .zip(&levels)
+        .filter(|(_, level)| loudest - RANGE < **level)
+        .map(|(start, _)| start)
+        .collect();
     let join = |signal: &[f64]| {
         let mut out = vec![0.0; if kept.is_empty() { 0 } else { (kept.len() - 1) * FRAME / 2 + FRAME }];
         for (i, &start) in kept.iter().enumerate() {
@@ -146,7 +149,8 @@ fn resampled(x: &[f64], sample_rate: u32) -> Vec<f64> {
     let beta = 0.1102 * (rejection - 8.7);
     let tap = |t: isize| {
         let arg = 2.0 * cutoff * t as f64;
-        let sinc = if t == 0 { 1.0 } else { (std::f64::consts::PI * arg).sin() / (std::f64::consts::PI * arg) };
+        let sinc =
+            if t == 0 { 1.0 } else { (std::f64::consts::PI * arg).sin() / (std::f64::consts::PI * arg) };
         let at = t as f64 / half as f64;
         2.0 * up as f64 * cutoff * sinc * bessel_i0(beta * (1.0 - at * at).max(0.0).sqrt()) / bessel_i0(beta)
     };
@@ -157,9 +161,12 @@ fn resampled(x: &[f64], sample_rate: u32) -> Vec<f64> {
         .map(|m| {
             // Input k stands at k·up, this output at m·down.
             let centre = (m * down) as isize;
-            let first = (centre - half).max(0).div_euclid(up as isize) + isize::from((centre - half).max(0) % up as isize != 0);
+            let first = (centre - half).max(0).div_euclid(up as isize)
+                + isize::from((centre - half).max(0) % up as isize != 0);
             let last = ((centre + half).div_euclid(up as isize)).min(x.len() as isize - 1);
-            let sum: f64 = (first..=last).map(|k| filter[(half + centre - k * up as isize) as usize] * x[k as usize]).sum();
+            let sum: f64 = (first..=last)
+                .map(|k| filter[(half + centre - k * up as isize) as usize] * x[k as usize])
+                .sum();
             sum * scale
         })
         .collect()

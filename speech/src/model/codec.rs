@@ -20,7 +20,12 @@ struct ConvParams {
 
 impl ConvParams {
     /// `weight` `shape` with torch's initialisation, where one output is fed by `fan_in` inputs.
-    fn new(shape: (usize, usize, usize, usize), out: usize, fan_in: usize, pb: &ParamBuilder) -> Result<Self> {
+    fn new(
+        shape: (usize, usize, usize, usize),
+        out: usize,
+        fan_in: usize,
+        pb: &ParamBuilder,
+    ) -> Result<Self> {
         let init = || Init::linear(fan_in);
         Ok(Self { weight: pb.get(shape, "weight", init())?, bias: pb.get_no_decay(out, "bias", init())? })
     }
@@ -138,7 +143,10 @@ impl DenseEncoder {
         let (first, last) = (pb.pp("dense_conv_1"), pb.pp("dense_conv_2"));
         let inputs = cfg.model_cfg.input_channel;
         Ok(Self {
-            input: (ConvParams::conv(inputs, c, (1, 1), &first.pp(0))?, NormAct::new(c, causal, (1, 2), &first)?),
+            input: (
+                ConvParams::conv(inputs, c, (1, 1), &first.pp(0))?,
+                NormAct::new(c, causal, (1, 2), &first)?,
+            ),
             dense: DenseBlock::new(cfg, &pb.pp("dense_block"))?,
             output: (ConvParams::conv(c, c, (1, 3), &last.pp(0))?, NormAct::new(c, causal, (1, 2), &last)?),
         })

@@ -1,6 +1,6 @@
 //! `eval`: a checkpoint on the test part of a table, beside the naive forecasts.
 
-use super::{Source, dataset_for};
+use super::{Shares, Source, dataset_for};
 use anyhow::{Result, bail};
 use candle_core::{DType, Device};
 use mamba_core::cli::{CommonArgs, Format};
@@ -8,7 +8,7 @@ use mamba_timeseries::checkpoint::ForecastCheckpoint;
 use mamba_timeseries::conformal::Calibration;
 use mamba_timeseries::dataset::Dataset;
 use mamba_timeseries::metrics::Score;
-use mamba_timeseries::split::{Part, Split};
+use mamba_timeseries::split::Part;
 use mamba_timeseries::table::{Table, TableOptions};
 use mamba_timeseries::task::{naive_models, score};
 use serde::Serialize;
@@ -28,8 +28,8 @@ pub(crate) struct Args {
     checkpoint: PathBuf,
 
     /// Shares of training and test rows [default: the split of the run]
-    #[arg(long, value_name = "SHARES", value_delimiter = ',', num_args = 2)]
-    split: Option<Vec<f64>>,
+    #[arg(long, value_name = "SHARES")]
+    split: Option<Shares>,
 
     #[command(flatten)]
     common: CommonArgs,
@@ -42,10 +42,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let config = checkpoint.config();
     let source = Source { path: args.table_file };
     let table = source.read(&TableOptions { columns: config.columns.clone(), ..config.table.clone() })?;
-    let split = match args.split.as_deref() {
-        Some(&[train, test]) => Split::Ratio { train, test },
-        _ => config.split,
-    };
+    let split = args.split.map_or(config.split, |Shares(split)| split);
     let data = dataset_for(&table, split, config)?;
     if data.windows(Part::Test).is_empty() {
         bail!("{}: the test part holds no window", source.name());
@@ -104,13 +101,15 @@ impl Report {
         let valid = score(&model, config, data, &data.windows(Part::Valid), device, |_| ())?;
         let mut baselines = Vec::new();
         for (name, naive) in naive_models(config.sizes(), table.frequency.season())? {
-            baselines.push((name.to_string(), score(&naive, config, data, &windows, device, |_| ())?.score()));
+            baselines
+                .push((name.to_string(), score(&naive, config, data, &windows, device, |_| ())?.score()));
         }
         let mut coverage = Vec::new();
         if let Some(calibration) = Calibration::load(folder, config)? {
             for level in [80, 95] {
                 if calibration.check_level(level).is_ok() {
-                    coverage.push((level, calibration.coverage(level, &model, config, data, &windows, device)?));
+                    coverage
+                        .push((level, calibration.coverage(level, &model, config, data, &windows, device)?));
                 }
             }
         }

@@ -1,17 +1,19 @@
 //! `forecast`: what comes after the last rows of every series.
 
+mod output;
+
 use super::Source;
 use anyhow::{Context, Result, bail};
 use mamba_core::cli::CommonArgs;
+use mamba_datasets::job::Shard;
 use mamba_datasets::job::arrow_array::{ArrayRef, Float64Array, RecordBatch, StringArray};
 use mamba_datasets::job::arrow_schema::{DataType, Field, Schema, SchemaRef};
-use mamba_datasets::job::{self, Fingerprint, Job, Part as Output};
 use mamba_timeseries::checkpoint::ForecastCheckpoint;
 use mamba_timeseries::forecast::{Forecast, Forecaster};
 use mamba_timeseries::picture::{self, ForecastPicture};
 use mamba_timeseries::table::{Series, SeriesStream, TableOptions};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use output::destination;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -38,7 +40,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     checkpoint: PathBuf,
 
-    /// Output: .csv, .tsv, .parquet or .json; - for CSV on standard output
+    /// Output: .csv, .tsv, .parquet or .json, a directory for parts, or - for CSV on standard output
     #[arg(long, value_name = "FILE", default_value = "-")]
     out: PathBuf,
 
@@ -66,6 +68,14 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ROWS")]
     plot_history: Option<usize>,
 
+    /// Series in a part
+    #[arg(long, default_value_t = 4096, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Work")]
+    part_series: u32,
+
+    /// Make every N-th part from number I on, I from 0: shard 0/4, 1/4, 2/4 and 3/4 make all parts
+    #[arg(long, value_name = "I/N", help_heading = "Work")]
+    shard: Option<Shard>,
+
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -82,7 +92,9 @@ impl std::str::FromStr for Levels {
             return Ok(Self(Vec::new()));
         }
         let level = |part: &str| part.trim().parse::<u8>().ok().filter(|level| (1..=99).contains(level));
-        let levels = text.split(',').map(|part| level(part).ok_or(format!("{part:?} is not a whole number from 1 to 99")));
+        let levels = text
+            .split(',')
+            .map(|part| level(part).ok_or(format!("{part:?} is not a whole number from 1 to 99")));
         let mut levels = levels.collect::<Result<Vec<u8>, String>>()?;
         levels.sort_unstable();
         levels.dedup();
@@ -98,6 +110,11 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let source = Source { path: args.table_file.clone() };
     let options = source.options(&TableOptions { columns: config.columns.clone(), ..config.table.clone() });
     let targets = targets(&args.targets, &config.columns)?;
+    let note = |line: &str| {
+        if !args.common.quiet {
+            eprintln!("{line}");
+        }
+    };
     source.with_path(|path| {
         let stream = SeriesStream::open(path, &options, config.frequency)?;
         let mut maker = Maker {
@@ -111,9 +128,10 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         let mut output = match destination(&args, &checkpoint, path, &maker.schema())? {
             Some(output) => output,
             None => {
-                if !args.common.quiet {
-                    eprintln!("{}: finished before from the same table and model: left as it is", args.out.display());
-                }
+                note(&format!(
+                    "{}: finished before from the same table and model: left as it is",
+                    args.out.display()
+                ));
                 return Ok(());
             }
         };
@@ -121,27 +139,29 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         let mut progress = args.common.progress(None, "series");
         let mut stream = stream;
         while let Some(next) = stream.next().transpose()? {
-            batch.push(next);
-            if batch.len() == BATCH {
-                series += batch.len();
+            // a batch ends with its part
+            if batch.len() == BATCH || output.ends_before(series) {
                 output.write(&maker.rows(&std::mem::take(&mut batch), &stream)?)?;
-                progress.inc(BATCH as u64);
             }
+            if output.wants(series, &maker.schema())? {
+                batch.push(next);
+            }
+            series += 1;
+            progress.inc(1);
         }
-        series += batch.len();
-        progress.inc(batch.len() as u64);
         progress.finish();
-        if !batch.is_empty() {
-            output.write(&maker.rows(&batch, &stream)?)?;
-        }
+        output.write(&maker.rows(&batch, &stream)?)?;
         if let Some(id) = args.plot_id.as_ref().filter(|_| !maker.drawn) {
             bail!("there is no series {id:?} to draw");
         }
-        output.finish()?;
-        if !args.common.quiet {
-            let drawn = args.plot.iter().map(|path| format!("; picture in {}", path.display())).collect::<String>();
-            eprintln!("{}\nforecasts of {series} series in {}{drawn}", stream.counts(), args.out.display());
-        }
+        let left = output.finish()?;
+        let drawn =
+            args.plot.iter().map(|path| format!("; picture in {}", path.display())).collect::<String>();
+        note(&format!(
+            "{}\nforecasts of {series} series in {}{left}{drawn}",
+            stream.counts(),
+            args.out.display()
+        ));
         Ok(())
     })?;
     Ok(ExitCode::SUCCESS)
@@ -173,7 +193,8 @@ struct Maker<'a> {
 impl Maker<'_> {
     fn schema(&self) -> SchemaRef {
         let text = ["id", "time", "column"].map(|name| Field::new(name, DataType::Utf8, false));
-        let bounds = self.args.level.0.iter().flat_map(|level| [format!("lower_{level}"), format!("upper_{level}")]);
+        let bounds =
+            self.args.level.0.iter().flat_map(|level| [format!("lower_{level}"), format!("upper_{level}")]);
         let numbers = std::iter::once("forecast".to_string()).chain(bounds);
         let numbers = numbers.map(|name| Field::new(name, DataType::Float64, false));
         Arc::new(Schema::new(text.into_iter().chain(numbers).collect::<Vec<_>>()))
@@ -181,13 +202,18 @@ impl Maker<'_> {
 
     /// Rows of the forecasts of some series.
     fn rows(&mut self, series: &[Series], stream: &SeriesStream) -> Result<RecordBatch> {
+        if series.is_empty() {
+            return Ok(RecordBatch::new_empty(self.schema()));
+        }
         if self.forecaster.is_none() {
             // the frequency is known once the first series has been read
             let frequency = stream.counts().frequency.context("no series was read")?;
-            self.forecaster = Some(Forecaster::new(self.checkpoint, frequency, &self.args.level.0, self.device)?);
+            self.forecaster =
+                Some(Forecaster::new(self.checkpoint, frequency, &self.args.level.0, self.device)?);
         }
         let Some(forecaster) = &self.forecaster else { bail!("no series was read") };
-        let look_backs = series.iter().map(|s| forecaster.look_back(s, s.len())).collect::<Result<Vec<_>, _>>()?;
+        let look_backs =
+            series.iter().map(|s| forecaster.look_back(s, s.len())).collect::<Result<Vec<_>, _>>()?;
         let forecasts = forecaster.forecast(&look_backs)?;
         let wanted = |series: &Series| self.args.plot_id.as_ref().is_none_or(|id| *id == series.id);
         if !self.drawn
@@ -217,7 +243,13 @@ impl Maker<'_> {
             }
         }
         if let Some(at) = numbers[0].iter().position(|v| !v.is_finite()) {
-            bail!("series {:?}, column {:?}: the forecast of {} is {}", ids[at], columns[at], times[at], numbers[0][at]);
+            bail!(
+                "series {:?}, column {:?}: the forecast of {} is {}",
+                ids[at],
+                columns[at],
+                times[at],
+                numbers[0][at]
+            );
         }
         let text: [ArrayRef; 3] = [
             Arc::new(StringArray::from(ids)),
@@ -229,7 +261,13 @@ impl Maker<'_> {
     }
 }
 
-fn draw(args: &Args, forecaster: &Forecaster, targets: &[usize], series: &Series, forecast: &Forecast) -> Result<()> {
+fn draw(
+    args: &Args,
+    forecaster: &Forecaster,
+    targets: &[usize],
+    series: &Series,
+    forecast: &Forecast,
+) -> Result<()> {
     let n = forecaster.config().columns.len();
     let history = args.plot_history.unwrap_or(forecaster.seq_len()).clamp(2, series.len());
     let start = series.len() - history;
@@ -253,102 +291,4 @@ fn draw(args: &Args, forecaster: &Forecaster, targets: &[usize], series: &Series
         picture::save(path, &picture)?;
     }
     Ok(())
-}
-
-/// Where rows go.
-enum Sink {
-    Part(Box<job::PartWriter>),
-    Json { claim: job::Claim, file: mamba_datasets::AtomicFile, rows: u64 },
-    Stdout { header: bool },
-}
-
-/// Opens the output; `None` when it is finished already.
-fn destination(args: &Args, checkpoint: &ForecastCheckpoint, table: &Path, schema: &SchemaRef) -> Result<Option<Sink>> {
-    if args.out == Path::new("-") {
-        return Ok(Some(Sink::Stdout { header: true }));
-    }
-    let mut fingerprint = Fingerprint::new();
-    fingerprint.add_input(table)?;
-    for (name, _, sha256) in checkpoint.files()? {
-        fingerprint.add_hash(name, sha256);
-    }
-    fingerprint.add_hash("version", env!("CARGO_PKG_VERSION"));
-    fingerprint.set_config(&serde_json::json!({
-        "config": checkpoint.config(), "levels": args.level.0, "targets": args.targets,
-    }))?;
-    let job = Job::new("mamba-timeseries forecast", fingerprint).overwrite(args.overwrite);
-    if args.out.extension().is_some_and(|e| e.eq_ignore_ascii_case("json")) {
-        return Ok(match job.claim(&args.out, &[], None)? {
-            job::Claimed::Finished(_) => None,
-            job::Claimed::Open(claim) => {
-                let mut file = mamba_datasets::AtomicFile::create(&args.out)?;
-                file.write_all(b"[")?;
-                Some(Sink::Json { claim, file, rows: 0 })
-            }
-        });
-    }
-    Ok(match job.file(&args.out, schema)? {
-        Output::Finished(_) => None,
-        Output::Open(part) => Some(Sink::Part(Box::new(part))),
-    })
-}
-
-impl Sink {
-    fn write(&mut self, batch: &RecordBatch) -> Result<()> {
-        match self {
-            Self::Part(part) => part.write(batch)?,
-            Self::Json { file, rows, .. } => {
-                for row in rows_of(batch) {
-                    let comma = if *rows > 0 { ",\n" } else { "\n" };
-                    write!(file, "{comma}{}", serde_json::Value::Object(row))?;
-                    *rows += 1;
-                }
-            }
-            Self::Stdout { header } => {
-                let mut out = std::io::stdout().lock();
-                if std::mem::take(header) {
-                    let names: Vec<&str> = batch.schema_ref().fields().iter().map(|f| f.name().as_str()).collect();
-                    writeln!(out, "{}", names.join(","))?;
-                }
-                for row in rows_of(batch) {
-                    let text = |value: &serde_json::Value| match value.as_str() {
-                        Some(text) if text.contains([',', '"', '\n']) => format!("\"{}\"", text.replace('"', "\"\"")),
-                        Some(text) => text.to_owned(),
-                        None => value.to_string(),
-                    };
-                    let cells: Vec<String> = batch.schema_ref().fields().iter().map(|f| text(&row[f.name()])).collect();
-                    writeln!(out, "{}", cells.join(","))?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn finish(self) -> Result<()> {
-        match self {
-            Self::Part(part) => drop(part.finish()?),
-            Self::Json { claim, mut file, rows } => {
-                file.write_all(b"\n]\n")?;
-                claim.commit(vec![file], rows)?;
-            }
-            Self::Stdout { .. } => std::io::stdout().flush()?,
-        }
-        Ok(())
-    }
-}
-
-/// The rows of a batch as JSON objects.
-fn rows_of(batch: &RecordBatch) -> impl Iterator<Item = serde_json::Map<String, serde_json::Value>> + '_ {
-    let cell = |column: &ArrayRef, row: usize| {
-        let any = column.as_any();
-        match (any.downcast_ref::<StringArray>(), any.downcast_ref::<Float64Array>()) {
-            (Some(text), _) => text.value(row).into(),
-            (_, Some(numbers)) => numbers.value(row).into(),
-            _ => serde_json::Value::Null,
-        }
-    };
-    (0..batch.num_rows()).map(move |row| {
-        let fields = batch.schema_ref().fields().iter().zip(batch.columns());
-        fields.map(|(field, column)| (field.name().clone(), cell(column, row))).collect()
-    })
 }

@@ -55,10 +55,13 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             lines.add("columns", config.columns.join(", "));
             let frequency = config.frequency.map_or_else(|| "not known".to_string(), |f| f.to_string());
             lines.add("rows every", frequency);
-            lines.add("split", match config.split {
-                Split::Ett { .. } => "12, 4 and 4 months of ETT".to_string(),
-                Split::Ratio { train, test } => format!("{train} training, {test} test"),
-            });
+            lines.add(
+                "split",
+                match config.split {
+                    Split::Ett { .. } => "12, 4 and 4 months of ETT".to_string(),
+                    Split::Ratio { train, test } => format!("{train} training, {test} test"),
+                },
+            );
             lines.add("parameters", format!("{} ({})", short(params.count() as f64), params.count()));
             for (name, bytes, sha256) in checkpoint.files()? {
                 lines.add("weights", format!("{name}, {bytes} bytes, sha256 {sha256}"));

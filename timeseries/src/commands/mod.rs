@@ -1,5 +1,7 @@
 //! One module for each subcommand: its flags, and the call into the library.
 
+pub(crate) mod backtest;
+pub(crate) mod bench_table;
 pub(crate) mod eval;
 pub(crate) mod forecast;
 pub(crate) mod info;
@@ -55,6 +57,21 @@ impl Source {
     pub(crate) fn name(&self) -> String {
         let name = |path: &PathBuf| path.display().to_string();
         self.path.as_ref().map_or_else(|| "the bundled weather of New York's airports".into(), name)
+    }
+}
+
+/// What `--split` takes: shares of training and test rows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shares(pub(crate) Split);
+
+impl std::str::FromStr for Shares {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let shares =
+            text.split_once(',').and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
+        let (train, test) = shares.ok_or("expected two numbers, for example 0.7,0.2")?;
+        Ok(Self(Split::Ratio { train, test }))
     }
 }
 

@@ -1,6 +1,6 @@
 //! `train`: a forecaster for a table.
 
-use super::Source;
+use super::{Shares, Source};
 use anyhow::{Context, Result};
 use candle_core::Device;
 use mamba_core::cli::{CommonArgs, Format, HintExt, INTERRUPTED, SettingsArgs};
@@ -12,7 +12,7 @@ use mamba_timeseries::config::ForecastConfig;
 use mamba_timeseries::conformal::Calibration;
 use mamba_timeseries::dataset::Dataset;
 use mamba_timeseries::models::ModelConfig;
-use mamba_timeseries::split::{Part, Split};
+use mamba_timeseries::split::Part;
 use mamba_timeseries::table::{Table, TableOptions};
 use mamba_timeseries::task::{Forecasting, decide};
 use std::path::{Path, PathBuf};
@@ -42,7 +42,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME", default_value = "s-mamba")]
     model: String,
 
-    /// Settings of the model's paper for a data set: etth1, etth2, ettm1 or weather
+    /// Settings of the model's paper for a data set: etth1, etth2, ettm1 or weather; rows are taken as they stand
     #[arg(long, value_name = "NAME")]
     preset: Option<String>,
 
@@ -55,8 +55,8 @@ pub(crate) struct Args {
     look_back: Option<usize>,
 
     /// Shares of training and test rows, for example 0.7,0.2; the rest is for validation
-    #[arg(long, value_name = "SHARES", value_delimiter = ',', num_args = 2)]
-    split: Option<Vec<f64>>,
+    #[arg(long, value_name = "SHARES")]
+    split: Option<Shares>,
 
     /// Start from the weights of a checkpoint of the same shape
     #[arg(long, value_name = "DIR")]
@@ -96,9 +96,7 @@ impl Args {
         }
         let mut cfg = self.settings.resolve(&preset)?;
         cfg.seq_len = self.look_back.unwrap_or(cfg.seq_len);
-        if let Some(&[train, test]) = self.split.as_deref() {
-            cfg.split = Split::Ratio { train, test };
-        }
+        cfg.split = self.split.map_or(cfg.split, |Shares(split)| split);
         let train = &mut cfg.train;
         train.seed = self.settings.seed.unwrap_or(train.seed);
         train.epochs = self.epochs.unwrap_or(train.epochs);
@@ -114,8 +112,12 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let cfg = args.resolve()?;
     let mut console = Console::new(args.common.format, args.common.quiet);
     let source = Source { path: args.table_file.clone() };
-    let options = source.options(&args.table);
-    let table = source.read(&args.table)?;
+    let options = match &args.preset {
+        // as the papers' code reads the benchmarks
+        Some(_) => TableOptions { columns: args.table.columns.clone(), ..TableOptions::as_they_stand() },
+        None => source.options(&args.table),
+    };
+    let table = source.read(&options)?;
     console.note(&format!("{}: {}", source.name(), table.counts));
     let init = args.init.as_deref();
     let run = Run { cfg: &cfg, options: &options, out: &args.out, resume: args.resume, init };
@@ -154,7 +156,12 @@ pub(crate) struct Trained {
 
 impl Run<'_> {
     /// Trains, and calibrates intervals on the validation part; `None` when interrupted, with all saved.
-    pub(crate) fn train(&self, table: &Table, device: &Device, console: &mut Console) -> Result<Option<Trained>> {
+    pub(crate) fn train(
+        &self,
+        table: &Table,
+        device: &Device,
+        console: &mut Console,
+    ) -> Result<Option<Trained>> {
         let cfg = self.cfg;
         let zone = self.options.time_zone.as_deref().and_then(|zone| zone.parse().ok());
         let lengths = (cfg.seq_len, cfg.pred_len);
@@ -171,12 +178,18 @@ impl Run<'_> {
             table: self.options.clone(),
             batch_size: cfg.train.batch_size,
         };
-        if let (ModelConfig::BiMambaPlus(asked), ModelConfig::BiMambaPlus(decided)) = (&cfg.model, &saved.model)
+        if let (ModelConfig::BiMambaPlus(asked), ModelConfig::BiMambaPlus(decided)) =
+            (&cfg.model, &saved.model)
             && asked.channel_independent.is_none()
         {
             let mixes = decided.channel_independent == Some(false);
-            console.note(if mixes { "the variables are related: they are mixed" } else { "the variables are kept apart" });
+            console.note(if mixes {
+                "the variables are related: they are mixed"
+            } else {
+                "the variables are kept apart"
+            });
         }
+        saved.model.validate(saved.sizes())?;
         let params = match self.init {
             Some(dir) => {
                 let checkpoint = checkpoint::load(dir, None)?;
@@ -199,7 +212,8 @@ impl Run<'_> {
             data.windows(Part::Test).len(),
         ));
         let settings = serde_json::json!({ "forecast": cfg, "table": table.path.file_name().map(|n| n.to_string_lossy()) });
-        let mut info = RunInfo::new("mamba-timeseries", env!("CARGO_PKG_VERSION"), device, cfg.train.seed, settings);
+        let mut info =
+            RunInfo::new("mamba-timeseries", env!("CARGO_PKG_VERSION"), device, cfg.train.seed, settings);
         folder.save_info(&info)?;
         let train_config = cfg.train.to_train_config(task.steps_per_epoch());
         let report = train::run(&mut task, &train_config, &folder, console, &Stop::on_signals()?)?;

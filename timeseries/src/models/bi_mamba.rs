@@ -166,7 +166,12 @@ impl BiMambaPlus {
         let encoder = pb.pp("encoder");
         let layers = (0..cfg.e_layers).map(|i| Layer::new(cfg, &encoder.pp("mamba_layers").pp(i)));
         Ok(Self {
-            patch_embedding: Linear::new(cfg.patch_len, d, true, &pb.pp("local_token_layer.value_embedding"))?,
+            patch_embedding: Linear::new(
+                cfg.patch_len,
+                d,
+                true,
+                &pb.pp("local_token_layer.value_embedding"),
+            )?,
             layers: layers.collect::<Result<_>>()?,
             norm: Norm::new(NormKind::Layer, d, 1e-5, &encoder.pp("norm"))?,
             head: Linear::new(d * patches, sizes.pred_len, true, &pb.pp("head.linear"))?,

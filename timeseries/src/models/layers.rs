@@ -135,7 +135,7 @@ impl FeedForward {
 pub(crate) fn positions(length: usize, d: usize, dtype: DType, pb: &ParamBuilder) -> Result<Tensor> {
     let value = |t: usize, i: usize| {
         let angle = t as f32 * (-((i & !1) as f32) * (10_000f32.ln() / d as f32)).exp();
-        if i % 2 == 0 { angle.sin() } else { angle.cos() }
+        if i.is_multiple_of(2) { angle.sin() } else { angle.cos() }
     };
     let table: Vec<f32> = (0..length).flat_map(|t| (0..d).map(move |i| value(t, i))).collect();
     Tensor::from_vec(table, (length, d), pb.device())?.to_dtype(dtype)

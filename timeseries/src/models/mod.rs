@@ -119,7 +119,7 @@ pub enum ForecastModel {
     /// S-Mamba.
     SMamba(SMamba),
     /// TimeMachine.
-    TimeMachine(TimeMachine),
+    TimeMachine(Box<TimeMachine>),
     /// Bi-Mamba+.
     BiMambaPlus(BiMambaPlus),
     /// The plain Mambas of the Time-Series-Library.
@@ -136,7 +136,7 @@ impl ForecastModel {
         cfg.validate(sizes)?;
         Ok(match cfg {
             ModelConfig::SMamba(cfg) => Self::SMamba(SMamba::new(cfg, sizes, pb)?),
-            ModelConfig::TimeMachine(cfg) => Self::TimeMachine(TimeMachine::new(cfg, sizes, pb)?),
+            ModelConfig::TimeMachine(cfg) => Self::TimeMachine(Box::new(TimeMachine::new(cfg, sizes, pb)?)),
             ModelConfig::BiMambaPlus(cfg) => Self::BiMambaPlus(BiMambaPlus::new(cfg, sizes, pb)?),
             ModelConfig::TslibMamba(cfg) => Self::TslibMamba(TslibMamba::new(cfg, sizes, pb)?),
             ModelConfig::DLinear(cfg) => Self::DLinear(DLinear::new(cfg, sizes, pb)?),

@@ -108,7 +108,12 @@ impl SMamba {
         let encoder = pb.pp("encoder");
         let layers = (0..cfg.e_layers).map(|i| Layer::new(cfg, &encoder.pp("attn_layers").pp(i)));
         Ok(Self {
-            embedding: Linear::new(sizes.seq_len, cfg.d_model, true, &pb.pp("enc_embedding.value_embedding"))?,
+            embedding: Linear::new(
+                sizes.seq_len,
+                cfg.d_model,
+                true,
+                &pb.pp("enc_embedding.value_embedding"),
+            )?,
             layers: layers.collect::<Result<_>>()?,
             norm: Norm::new(NormKind::Layer, cfg.d_model, 1e-5, &encoder.pp("norm"))?,
             projector: Linear::new(cfg.d_model, sizes.pred_len, true, &pb.pp("projector"))?,

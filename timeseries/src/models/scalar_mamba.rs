@@ -74,7 +74,8 @@ impl ScalarMamba {
         let a = row(&self.a_log.exp()?.neg()?)?; // (S, N)
         let (b, c) = (row(&self.x_proj.i(1..1 + n)?)?, row(&self.x_proj.i(1 + n..)?)?);
         let dt_bias = self.dt_bias.broadcast_as(s)?.contiguous()?;
-        let y = SelectiveScan::new(&u.sqr()?, &delta, &a, &b, &c).delta_bias(&dt_bias).softplus(true).run()?;
+        let y =
+            SelectiveScan::new(&u.sqr()?, &delta, &a, &b, &c).delta_bias(&dt_bias).softplus(true).run()?;
         let y = (y.broadcast_add(&scalar(self.d.clone())?)? * u)?;
         let y = (y * z.silu()?)?.broadcast_mul(&scalar(self.out_proj.clone())?)?; // (1, L, S)
         y.squeeze(0)?.t()?.contiguous()

@@ -85,7 +85,9 @@ impl Mixer {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Scalar(mamba) => mamba.forward(&x.squeeze(1)?)?.unsqueeze(1),
-            Self::Values(mamba) => mamba.forward(&x.transpose(1, 2)?.contiguous()?)?.transpose(1, 2)?.contiguous(),
+            Self::Values(mamba) => {
+                mamba.forward(&x.transpose(1, 2)?.contiguous()?)?.transpose(1, 2)?.contiguous()
+            }
             Self::Variables(mamba) => mamba.forward(x),
         }
     }
@@ -98,7 +100,7 @@ pub struct TimeMachine {
     lin1: Linear,
     lin2: Linear,
     lin3: Linear,
-    lin4: [Linear; 2],
+    lin4: Linear,
     mamba1: Mixer,
     mamba2: Mamba1,
     mamba3: Mamba1,
@@ -111,8 +113,6 @@ impl TimeMachine {
     pub fn new(cfg: &TimeMachineConfig, sizes: Sizes, pb: &ParamBuilder) -> Result<Self> {
         cfg.validate()?;
         let (n1, n2) = (cfg.n1, cfg.n2);
-        let lin4 = Linear::new(2 * n1, sizes.pred_len, true, &pb.pp("lin4"))?;
-        let part = |i: usize| lin4.weight().narrow(1, i * n1, n1)?.contiguous();
         Ok(Self {
             revin: match cfg.revin {
                 true => Some(RevIn::new(sizes.n_vars, &pb.pp("revin_layer"))?),
@@ -121,10 +121,7 @@ impl TimeMachine {
             lin1: Linear::new(sizes.seq_len, n1, true, &pb.pp("lin1"))?,
             lin2: Linear::new(n1, n2, true, &pb.pp("lin2"))?,
             lin3: Linear::new(n2, n1, true, &pb.pp("lin3"))?,
-            lin4: [
-                Linear::from_tensors(part(0)?, lin4.bias().cloned()),
-                Linear::from_tensors(part(1)?, None),
-            ],
+            lin4: Linear::new(2 * n1, sizes.pred_len, true, &pb.pp("lin4"))?,
             mamba1: Mixer::new(n2, cfg, &pb.pp("mamba1"))?,
             mamba2: Mamba1::new(n2, &cfg.ssm_cfg, 1, &pb.pp("mamba2"))?,
             mamba3: Mamba1::new(n1, &cfg.ssm_cfg, 1, &pb.pp("mamba3"))?,
@@ -158,7 +155,12 @@ impl TimeMachine {
         if self.cfg.residual {
             inner = (inner + embedded1)?;
         }
-        let y = (self.lin4[0].forward(&inner)? + self.lin4[1].forward(&outer)?)?; // (·, ·, H)
+        // The parts of lin4 are cut here and not beforehand: a copy would not see what training changes.
+        let n1 = self.cfg.n1;
+        let part = |i: usize| self.lin4.weight().narrow(1, i * n1, n1)?.contiguous();
+        let of_inner = Linear::from_tensors(part(0)?, self.lin4.bias().cloned());
+        let of_outer = Linear::from_tensors(part(1)?, None);
+        let y = (of_inner.forward(&inner)? + of_outer.forward(&outer)?)?; // (·, ·, H)
         let h = y.dim(2)?;
         let y = y.reshape((b, v, h))?.transpose(1, 2)?; // (B, H, V)
         match &self.revin {

@@ -32,13 +32,7 @@ pub struct TslibConfig {
 
 impl Default for TslibConfig {
     fn default() -> Self {
-        Self {
-            d_model: 128,
-            e_layers: None,
-            ssm_cfg: Mamba1Config::default(),
-            dropout: 0.1,
-            use_marks: true,
-        }
+        Self { d_model: 128, e_layers: None, ssm_cfg: Mamba1Config::default(), dropout: 0.1, use_marks: true }
     }
 }
 
@@ -101,7 +95,7 @@ impl TslibMamba {
             false => None,
         };
         Ok(Self {
-            conv: conv.permute((0, 2, 1))?.contiguous()?.reshape((d, 3 * v))?,
+            conv,
             positions: positions(sizes.seq_len, d, pb.dtype(), pb)?,
             marks,
             body,
@@ -124,7 +118,9 @@ impl TslibMamba {
         let before = Tensor::cat(&[&ends(len - 1)?, &x.narrow(1, 0, len - 1)?], 1)?;
         let after = Tensor::cat(&[&x.narrow(1, 1, len - 1)?, &ends(0)?], 1)?;
         let taps = Tensor::cat(&[&before, &x, &after], 2)?; // (B, L, 3 V)
-        let conv = Linear::from_tensors(self.conv.clone(), None);
+        // made here and not beforehand: a copy would not see what training changes
+        let conv = self.conv.permute((0, 2, 1))?.contiguous()?.flatten_from(1)?; // (d, 3 V)
+        let conv = Linear::from_tensors(conv, None);
         let mut x = conv.forward(&taps)?.broadcast_add(&self.positions)?; // (B, L, d)
         if let (Some(embed), Some(marks)) = (&self.marks, &input.marks) {
             x = (x + embed.forward(marks)?)?;

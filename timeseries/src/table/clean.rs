@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::Path;
 
+/// Rows that a gap may be filled with: some years of minutes. A longer one is more likely a wrong time.
+const MAX_GAP: usize = 2_000_000;
+
 /// What becomes of rows with the same time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
@@ -20,6 +23,8 @@ pub enum Duplicates {
     Last,
     /// Their mean counts.
     Mean,
+    /// Every one is a row of its own.
+    Keep,
 }
 
 /// What becomes of times without a row.
@@ -145,7 +150,8 @@ impl RawSeries {
             && policy == Duplicates::Error
         {
             let (first, line) = (pair[0].line, pair[1].line);
-            let message = format!("the time is that of line {first}; --duplicates first, last or mean merges them");
+            let message =
+                format!("the time is that of line {first}; --duplicates first, last or mean merges them");
             return Err(Error::line(path, line, message));
         }
         let before = self.rows.len();
@@ -157,11 +163,15 @@ impl RawSeries {
             };
             if policy == Duplicates::Mean {
                 for (i, value) in row.values.iter_mut().enumerate() {
-                    let known: Vec<f64> = same.iter().map(|row| row.values[i]).filter(|v| !v.is_nan()).collect();
+                    let known: Vec<f64> =
+                        same.iter().map(|row| row.values[i]).filter(|v| !v.is_nan()).collect();
                     *value = known.iter().sum::<f64>() / known.len() as f64; // NaN where none is known
                 }
             }
-            self.rows.push(row);
+            match policy {
+                Duplicates::Keep => self.rows.extend_from_slice(same),
+                _ => self.rows.push(row),
+            }
         }
         counts.duplicates += before - self.rows.len();
         let times: Vec<i64> = self.rows.iter().map(|row| row.time).collect();
@@ -196,6 +206,14 @@ impl RawSeries {
                         "{} rows are missing before {}; --gaps fill puts them in",
                         steps - 1,
                         frequency.format(row.time)
+                    );
+                    return Err(Error::line(path, row.line, message));
+                }
+                if steps > MAX_GAP {
+                    let (at, before) = (frequency.format(row.time), frequency.format(previous));
+                    let message = format!(
+                        "{} rows would have to be put between {before} and {at}; is a time wrong?",
+                        steps - 1
                     );
                     return Err(Error::line(path, row.line, message));
                 }

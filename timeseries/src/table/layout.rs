@@ -54,14 +54,20 @@ impl Layout {
     pub(super) fn detect(path: &Path, chunk: &Chunk, options: &TableOptions) -> Result<Self> {
         let frame = &chunk.frame;
         let names: Vec<String> = frame.get_column_names().iter().map(|n| n.to_string()).collect();
-        let expect = |name: &String| match names.contains(name) {
-            true => Ok(()),
-            false => {
+        let find = |name: &String| {
+            let folded = names.iter().find(|known| ascii(known) == *name);
+            let known = names.iter().find(|known| *known == name).or(folded);
+            known.cloned().ok_or_else(|| {
                 let known = names.join(", ");
-                Err(Error::table(path, format!("there is no column {name:?}, only {known}")))
-            }
+                Error::table(path, format!("there is no column {name:?}, only {known}"))
+            })
         };
-        options.time.iter().chain(&options.id).chain(&options.columns).try_for_each(expect)?;
+        let options = &TableOptions {
+            time: options.time.as_ref().map(find).transpose()?,
+            id: options.id.as_ref().map(find).transpose()?,
+            columns: options.columns.iter().map(find).collect::<Result<_>>()?,
+            ..options.clone()
+        };
         let missing: Vec<String> = options.missing_values.iter().map(|v| v.trim().to_lowercase()).collect();
         let (time, notation) = time_column(path, chunk, &names, options)?;
         let mut layout = Self {
@@ -102,8 +108,7 @@ impl Layout {
     /// reported as missing instead of being passed over.
     fn is_numeric(&self, column: &Column) -> bool {
         let Ok(text) = column.str() else { return column.dtype().is_primitive_numeric() };
-        let values: Vec<&str> =
-            text.iter().flatten().filter(|v| !self.is_missing(v)).take(LOOK_AT).collect();
+        let values: Vec<&str> = text.iter().flatten().filter(|v| !self.is_missing(v)).take(LOOK_AT).collect();
         let numbers = values.iter().filter(|v| self.number(v).is_some()).count();
         numbers * 2 > values.len() || values.is_empty()
     }
@@ -147,7 +152,8 @@ impl Layout {
     }
 
     fn times(&self, path: &Path, chunk: &Chunk, column: &Column) -> Result<Vec<i64>> {
-        let blame = |line: u64, why: &str| Error::line(path, line, format!("column {:?}: {why}", column.name()));
+        let blame =
+            |line: u64, why: &str| Error::line(path, line, format!("column {:?}: {why}", column.name()));
         if let Ok(text) = column.str() {
             let time = |(value, &line): (Option<&str>, &u64)| {
                 let value = value.ok_or_else(|| blame(line, "there is no time"))?;
@@ -162,7 +168,8 @@ impl Layout {
     }
 
     fn values(&self, path: &Path, chunk: &Chunk, column: &Column) -> Result<Vec<f64>> {
-        let blame = |line: u64, why: String| Error::line(path, line, format!("column {:?}: {why}", column.name()));
+        let blame =
+            |line: u64, why: String| Error::line(path, line, format!("column {:?}: {why}", column.name()));
         let finite = |value: f64, line: u64| match value.is_infinite() {
             true => Err(blame(line, format!("{value} is not a finite number"))),
             false => Ok(value),
@@ -172,14 +179,19 @@ impl Layout {
                 None => Ok(f64::NAN),
                 Some(value) if self.is_missing(value) => Ok(f64::NAN),
                 Some(value) => {
-                    let number = self.number(value).ok_or_else(|| blame(line, format!("{value:?} is not a number")))?;
+                    let number = self
+                        .number(value)
+                        .ok_or_else(|| blame(line, format!("{value:?} is not a number")))?;
                     finite(number, line)
                 }
             };
             return text.iter().zip(&chunk.lines).map(value).collect();
         }
         if !column.dtype().is_primitive_numeric() {
-            return Err(Error::table(path, format!("column {:?} holds {}, not numbers", column.name(), column.dtype())));
+            return Err(Error::table(
+                path,
+                format!("column {:?} holds {}, not numbers", column.name(), column.dtype()),
+            ));
         }
         let given: Vec<f64> = self.missing.iter().filter_map(|word| word.parse().ok()).collect();
         let numbers = column.cast(&DataType::Float64).map_err(|e| Error::table(path, e))?;
@@ -190,6 +202,11 @@ impl Layout {
         };
         numbers.iter().zip(&chunk.lines).map(value).collect()
     }
+}
+
+/// A name as it is left where only ASCII is kept: every other byte a question mark.
+fn ascii(name: &str) -> String {
+    name.bytes().map(|b| if b.is_ascii() { char::from(b) } else { '?' }).collect()
 }
 
 /// `1,5` or `1.234,5`.
@@ -210,7 +227,12 @@ fn whole_times(column: &Column) -> PolarsResult<Column> {
 }
 
 /// The time column and its notation: the one that is named, or the first that holds times.
-fn time_column(path: &Path, chunk: &Chunk, names: &[String], options: &TableOptions) -> Result<(String, Notation)> {
+fn time_column(
+    path: &Path,
+    chunk: &Chunk,
+    names: &[String],
+    options: &TableOptions,
+) -> Result<(String, Notation)> {
     let candidates: Vec<&String> = match &options.time {
         Some(name) => vec![name],
         None => {

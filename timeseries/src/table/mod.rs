@@ -20,8 +20,8 @@ mod parquet;
 mod time;
 
 pub use clean::{Counts, Duplicates, Gaps, Missing};
-pub use time::{Frequency, Notation};
 pub(crate) use time::local;
+pub use time::{Frequency, Notation};
 
 use crate::error::{Error, Result};
 use clean::RawSeries;
@@ -32,7 +32,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 /// How a table is read; every setting is a flag of the commands too.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
 #[serde(default, deny_unknown_fields)]
 pub struct TableOptions {
     /// Column with the time [default: the first that holds times]
@@ -51,7 +51,13 @@ pub struct TableOptions {
     #[arg(long, value_name = "ZONE", help_heading = "Table")]
     pub time_zone: Option<String>,
     /// Words and numbers that mean a missing value, beside empty, NA, NaN, null and none; separated by commas
-    #[arg(long, value_name = "VALUES", value_delimiter = ',', allow_hyphen_values = true, help_heading = "Table")]
+    #[arg(
+        long,
+        value_name = "VALUES",
+        value_delimiter = ',',
+        allow_hyphen_values = true,
+        help_heading = "Table"
+    )]
     pub missing_values: Vec<String>,
     /// Rows with the same time
     #[arg(long, value_enum, default_value_t, value_name = "POLICY", help_heading = "Table")]
@@ -64,27 +70,18 @@ pub struct TableOptions {
     pub missing: Missing,
 }
 
-impl Default for TableOptions {
-    fn default() -> Self {
-        Self {
-            time: None,
-            id: None,
-            columns: Vec::new(),
-            time_format: None,
-            time_zone: None,
-            missing_values: Vec::new(),
-            duplicates: Duplicates::default(),
-            gaps: Gaps::default(),
-            missing: Missing::default(),
-        }
-    }
-}
-
 impl TableOptions {
+    /// Rows as they stand, whatever their times: how the published benchmarks read theirs, of which Weather has gaps and a
+    /// time that comes twice.
+    pub fn as_they_stand() -> Self {
+        Self { duplicates: Duplicates::Keep, gaps: Gaps::Keep, ..Self::default() }
+    }
+
     /// The zone of the times, if one is given.
     pub(crate) fn zone(&self) -> Result<Option<chrono_tz::Tz>> {
         let parse = |name: &String| {
-            name.parse().map_err(|_| Error::config(format!("there is no time zone {name:?}; try Europe/Berlin")))
+            name.parse()
+                .map_err(|_| Error::config(format!("there is no time zone {name:?}; try Europe/Berlin")))
         };
         self.time_zone.as_ref().map(parse).transpose()
     }
@@ -152,7 +149,11 @@ impl Table {
             frequency = match (frequency, inferred) {
                 (Some(first), Some(other)) if first != other && options.gaps != Gaps::Keep => {
                     let id = &series.id;
-                    return Err(Error::series(path, id, format!("rows every {other}, other series every {first}")));
+                    return Err(Error::series(
+                        path,
+                        id,
+                        format!("rows every {other}, other series every {first}"),
+                    ));
                 }
                 (first, inferred) => first.or(inferred),
             };
@@ -188,6 +189,7 @@ pub struct SeriesStream {
     /// Hashes of the ids that are done.
     seen: HashSet<u64>,
     counts: Counts,
+    failed: bool,
 }
 
 impl SeriesStream {
@@ -201,6 +203,7 @@ impl SeriesStream {
             current: None,
             seen: HashSet::new(),
             counts: Counts::default(),
+            failed: false,
         })
     }
 
@@ -249,7 +252,11 @@ impl SeriesStream {
             return Err(Error::series(path, &series.id, "needs at least two rows with different times"));
         };
         if let Some(found) = inferred.filter(|found| *found != frequency && self.options.gaps != Gaps::Keep) {
-            return Err(Error::series(path, &series.id, format!("rows every {found}, expected every {frequency}")));
+            return Err(Error::series(
+                path,
+                &series.id,
+                format!("rows every {found}, expected every {frequency}"),
+            ));
         }
         self.frequency = Some(frequency);
         self.counts.series += 1;
@@ -261,8 +268,14 @@ impl SeriesStream {
 impl Iterator for SeriesStream {
     type Item = Result<Series>;
 
+    /// After an error there is nothing more.
     fn next(&mut self) -> Option<Self::Item> {
-        self.step().transpose()
+        if self.failed {
+            return None;
+        }
+        let next = self.step();
+        self.failed = next.is_err();
+        next.transpose()
     }
 }
 

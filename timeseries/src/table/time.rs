@@ -3,7 +3,9 @@
 //! A time is a number of milliseconds since 1970, UTC; a time without zone counts as UTC unless a zone is given. In a
 //! table whose time column holds whole numbers, it is that number.
 
-use chrono::{DateTime, Datelike, MappedLocalTime, Months, NaiveDate, NaiveDateTime, TimeZone, Timelike, Utc};
+use chrono::{
+    DateTime, Datelike, MappedLocalTime, Months, NaiveDate, NaiveDateTime, TimeZone, Timelike, Utc,
+};
 use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -78,7 +80,9 @@ impl Notation {
         match self {
             Self::Steps => value.trim().parse().map_err(|_| format!("{value:?} is not a whole number")),
             Self::Pattern(pattern) => match parse(value, pattern) {
-                None => Err(format!("{value:?} is not a time of the form {}", pattern.trim_start_matches('@'))),
+                None => {
+                    Err(format!("{value:?} is not a time of the form {}", pattern.trim_start_matches('@')))
+                }
                 Some(Parsed::Instant(ms)) => Ok(ms),
                 Some(Parsed::Local(local)) => to_utc(local, zone),
             },
@@ -94,7 +98,9 @@ enum Parsed {
 fn parse(value: &str, pattern: &str) -> Option<Parsed> {
     let value = value.trim();
     if let Some(date) = pattern.strip_prefix('@') {
-        return Some(Parsed::Local(NaiveDate::parse_from_str(value, date).ok()?.and_time(Default::default())));
+        return Some(Parsed::Local(
+            NaiveDate::parse_from_str(value, date).ok()?.and_time(Default::default()),
+        ));
     }
     if pattern.ends_with('z') {
         // chrono does not take the letter Z for an offset
@@ -141,12 +147,13 @@ const HOUR: i64 = 60 * MINUTE;
 const DAY: i64 = 24 * HOUR;
 
 impl Frequency {
-    /// The most common distance of neighbours in sorted times without duplicates; `None` of fewer than two.
+    /// The most common distance of different neighbours in sorted times; `None` of fewer than two different times.
     pub(crate) fn infer(times: &[i64], notation: &Notation) -> Option<Self> {
         let mut counts: HashMap<i64, usize> = HashMap::new();
         for pair in times.windows(2) {
             *counts.entry(pair[1] - pair[0]).or_default() += 1;
         }
+        counts.remove(&0);
         let (&distance, _) = counts.iter().max_by_key(|&(&distance, &count)| (count, -distance))?;
         if *notation == Notation::Steps {
             return Some(Self::Steps(distance));
@@ -182,7 +189,8 @@ impl Frequency {
             Self::Milliseconds(step) | Self::Steps(step) => (later - earlier).checked_div(step)?,
             Self::Months(step) => {
                 let (a, b) = (local(earlier, None), local(later, None));
-                i64::from((b.year() - a.year()) * 12 + b.month0() as i32 - a.month0() as i32) / i64::from(step)
+                i64::from((b.year() - a.year()) * 12 + b.month0() as i32 - a.month0() as i32)
+                    / i64::from(step)
             }
         };
         let steps = usize::try_from(steps).ok()?;
@@ -211,7 +219,8 @@ impl Frequency {
             Self::Steps(_) => time.to_string(),
             _ => {
                 let local = local(time, None);
-                let pattern = if local.nanosecond() > 0 { "%Y-%m-%dT%H:%M:%S%.3f" } else { "%Y-%m-%dT%H:%M:%S" };
+                let pattern =
+                    if local.nanosecond() > 0 { "%Y-%m-%dT%H:%M:%S%.3f" } else { "%Y-%m-%dT%H:%M:%S" };
                 local.format(pattern).to_string()
             }
         }
@@ -225,7 +234,8 @@ impl fmt::Display for Frequency {
             Self::Months(n) if n % 12 == 0 => (i64::from(n) / 12, "year"),
             Self::Months(n) => (i64::from(n), "month"),
             Self::Milliseconds(n) => {
-                let units = [(7 * DAY, "week"), (DAY, "day"), (HOUR, "hour"), (MINUTE, "minute"), (SECOND, "second")];
+                let units =
+                    [(7 * DAY, "week"), (DAY, "day"), (HOUR, "hour"), (MINUTE, "minute"), (SECOND, "second")];
                 let unit = units.into_iter().find(|(length, _)| n % length == 0);
                 unit.map_or((n, "millisecond"), |(length, unit)| (n / length, unit))
             }
