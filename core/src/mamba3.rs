@@ -115,7 +115,7 @@ impl Mamba3Config {
             format!("rope_fraction is {rope_fraction}, expected 0.5 or 1")
         } else if self.n_angles() == 0 {
             format!("rope_fraction {rope_fraction} of d_state {d_state} is no pair of states")
-        } else if !(self.a_floor >= 0.0) {
+        } else if self.a_floor.is_nan() || self.a_floor < 0.0 {
             format!("A_floor is {}, expected at least 0", self.a_floor)
         } else if self.is_mimo {
             "is_mimo: several inputs and outputs per head are not supported".to_string()

@@ -215,6 +215,7 @@ impl MixerConfig {
     }
 
     /// About how many parameters a mixer of width `d_model` has.
+    #[cfg(feature = "lm")]
     pub(crate) fn size(&self, d_model: usize) -> f64 {
         match self {
             Self::Mamba1(cfg) => cfg.size(d_model),
