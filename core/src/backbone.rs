@@ -2,10 +2,15 @@
 
 use crate::mixer::{Mixer, MixerConfig, MixerState};
 use crate::nn::{GatedMlp, Norm, NormKind};
-use crate::{Block, ParamBuilder};
-use candle_core::{Result, Tensor, bail};
+use crate::{Block, Error, ParamBuilder, checkpoint};
+use candle_core::{Device, Result, Tensor, bail};
 use mamba_kernels::Segments;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// More layers than any model has: a state that claims more is not one.
+const MOST_LAYERS: usize = 100_000;
 
 /// Sizes of a [`Backbone`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,6 +45,47 @@ impl BackboneState {
     /// The same values without their history.
     pub fn detach(&self) -> Self {
         Self { layers: self.layers.iter().map(MixerState::detach).collect() }
+    }
+
+    /// Writes the state as one safetensors file, tensors `layers.I.KIND.PART`.
+    pub fn save(&self, path: impl AsRef<Path>) -> crate::Result<()> {
+        let mut tensors = BTreeMap::new();
+        for (i, layer) in self.layers.iter().enumerate() {
+            for (part, tensor) in layer.parts() {
+                tensors.insert(format!("layers.{i}.{}.{part}", layer.kind()), tensor.detach().contiguous()?);
+            }
+        }
+        let layers = BTreeMap::from([("layers".to_string(), self.layers.len().to_string())]);
+        checkpoint::save_safetensors(path, &tensors, &layers)
+    }
+
+    /// Reads a state that [`BackboneState::save`] wrote.
+    pub fn load(path: impl AsRef<Path>, device: &Device) -> crate::Result<Self> {
+        let path = path.as_ref();
+        let bad = |message: String| Error::checkpoint(path, message);
+        let (tensors, metadata) = checkpoint::load_safetensors(path)?;
+        let layers = metadata.get("layers").and_then(|n| n.parse::<usize>().ok());
+        let layers = layers.filter(|&n| n <= MOST_LAYERS);
+        let layers = layers.ok_or_else(|| bad("not a state: its header has no number of layers".into()))?;
+        let mut parts: Vec<(Option<String>, BTreeMap<String, Tensor>)> = vec![Default::default(); layers];
+        for (name, tensor) in tensors {
+            let place = match name.split('.').collect::<Vec<_>>()[..] {
+                ["layers", i, kind, part] => i.parse::<usize>().ok().map(|i| (i, kind, part)),
+                _ => None,
+            };
+            let Some((i, kind, part)) = place.filter(|(i, ..)| *i < layers) else {
+                return Err(bad(format!("{name} is no part of the state of {layers} layers")));
+            };
+            let (layer_kind, layer) = &mut parts[i];
+            if layer_kind.get_or_insert_with(|| kind.to_string()) != kind {
+                return Err(bad(format!("layer {i} has parts of two kinds of mixer")));
+            }
+            layer.insert(part.to_string(), tensor.to_device(device)?);
+        }
+        let state = |(kind, parts): (Option<String>, _)| {
+            MixerState::from_parts(kind.as_deref().unwrap_or("start"), parts).map_err(|e| bad(e.to_string()))
+        };
+        Ok(Self { layers: parts.into_iter().map(state).collect::<crate::Result<_>>()? })
     }
 }
 

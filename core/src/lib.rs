@@ -5,7 +5,7 @@
 //! | module | for |
 //! |---|---|
 //! | [`params`], [`init`] | a model's parameters: fresh, loaded for training, loaded for inference |
-//! | [`mamba1`], [`mamba2`], [`mixer`], [`bidirectional`] | the mixers, and the choice between them |
+//! | [`mamba1`], [`mamba2`], [`mamba3`], [`mixer`], [`bidirectional`] | the mixers, and the choice between them |
 //! | [`block`], [`backbone`], [`nn`] | what is built around them |
 //! | `lm` | causal language models (feature `lm`) |
 //! | [`checkpoint`] | Hugging Face style folders in and out, PyTorch files in |
@@ -32,6 +32,7 @@ pub mod lm;
 pub mod lora;
 pub mod mamba1;
 pub mod mamba2;
+pub mod mamba3;
 pub mod memory;
 pub mod mixer;
 pub mod nn;
@@ -67,6 +68,7 @@ pub use init::{Init, StateInit};
 pub use lora::LoraConfig;
 pub use mamba1::{Mamba1, Mamba1Config, Mamba1State};
 pub use mamba2::{Mamba2, Mamba2Config, Mamba2State};
+pub use mamba3::{Mamba3, Mamba3Config, Mamba3State};
 pub use mixer::{Mixer, MixerConfig, MixerState};
 pub use params::{Param, ParamBuilder, Params};
 pub use quant::WeightFormat;

@@ -179,9 +179,9 @@ impl Mamba2Config {
             format!("d_conv is {d_conv}, expected 1..={most}")
         } else if !(*lo > 0.0 && hi >= lo) {
             format!("A_init_range is [{lo}, {hi}], expected 0 < lower <= upper")
-        } else if !(dt_limit.lo <= dt_limit.hi) {
+        } else if dt_limit.lo.is_nan() || dt_limit.hi.is_nan() || dt_limit.lo > dt_limit.hi {
             format!("dt_limit is [{}, {}], expected the lower limit first", dt_limit.lo, dt_limit.hi)
-        } else if !(self.norm_epsilon >= 0.0) {
+        } else if self.norm_epsilon.is_nan() || self.norm_epsilon < 0.0 {
             format!("norm_epsilon is {}, expected at least 0", self.norm_epsilon)
         } else {
             return Ok(());

@@ -17,6 +17,7 @@
 
 use crate::mamba1::{Mamba1Config, Mamba1State, SelectiveSsm};
 use crate::mamba2::{DualSsm, Mamba2Config, Mamba2State};
+use crate::mamba3::{Mamba3Config, Mamba3State, RotarySsm};
 use crate::nn::Linear;
 use crate::{Error, Init, ParamBuilder};
 use candle_core::{Module, Result, Tensor, bail};
@@ -148,6 +149,8 @@ pub enum MixerConfig {
     Mamba1(Mamba1Config),
     /// [`crate::Mamba2`].
     Mamba2(Mamba2Config),
+    /// [`crate::Mamba3`].
+    Mamba3(Mamba3Config),
 }
 
 impl Default for MixerConfig {
@@ -162,6 +165,7 @@ impl MixerConfig {
         match self {
             Self::Mamba1(_) => "mamba1",
             Self::Mamba2(_) => "mamba2",
+            Self::Mamba3(_) => "mamba3",
         }
     }
 
@@ -170,6 +174,7 @@ impl MixerConfig {
         match self {
             Self::Mamba1(_) => "Mamba1",
             Self::Mamba2(_) => "Mamba2",
+            Self::Mamba3(_) => "Mamba3",
         }
     }
 
@@ -178,6 +183,7 @@ impl MixerConfig {
         match self {
             Self::Mamba1(cfg) => cfg.d_state,
             Self::Mamba2(cfg) => cfg.d_state,
+            Self::Mamba3(cfg) => cfg.d_state,
         }
     }
 
@@ -186,6 +192,7 @@ impl MixerConfig {
         match self {
             Self::Mamba1(cfg) => cfg.d_conv,
             Self::Mamba2(cfg) => cfg.d_conv,
+            Self::Mamba3(_) => 0,
         }
     }
 
@@ -194,6 +201,7 @@ impl MixerConfig {
         match self {
             Self::Mamba1(cfg) => cfg.expand,
             Self::Mamba2(cfg) => cfg.expand,
+            Self::Mamba3(cfg) => cfg.expand,
         }
     }
 
@@ -202,14 +210,17 @@ impl MixerConfig {
         match self {
             Self::Mamba1(cfg) => cfg.bias,
             Self::Mamba2(cfg) => cfg.bias,
+            Self::Mamba3(_) => false,
         }
     }
 
     /// About how many parameters a mixer of width `d_model` has.
+    #[cfg(feature = "lm")]
     pub(crate) fn size(&self, d_model: usize) -> f64 {
         match self {
             Self::Mamba1(cfg) => cfg.size(d_model),
             Self::Mamba2(cfg) => cfg.size(d_model),
+            Self::Mamba3(cfg) => cfg.size(d_model),
         }
     }
 
@@ -218,6 +229,7 @@ impl MixerConfig {
         match self {
             Self::Mamba1(cfg) => cfg.validate(),
             Self::Mamba2(cfg) => cfg.validate(),
+            Self::Mamba3(cfg) => cfg.validate(),
         }
     }
 
@@ -231,6 +243,7 @@ impl MixerConfig {
         let value = match self {
             Self::Mamba1(cfg) => serde_json::to_value(cfg),
             Self::Mamba2(cfg) => serde_json::to_value(cfg),
+            Self::Mamba3(cfg) => serde_json::to_value(cfg),
         };
         match value {
             Ok(Value::Object(keys)) => keys,
@@ -248,6 +261,12 @@ impl From<Mamba1Config> for MixerConfig {
 impl From<Mamba2Config> for MixerConfig {
     fn from(cfg: Mamba2Config) -> Self {
         Self::Mamba2(cfg)
+    }
+}
+
+impl From<Mamba3Config> for MixerConfig {
+    fn from(cfg: Mamba3Config) -> Self {
+        Self::Mamba3(cfg)
     }
 }
 
@@ -288,7 +307,8 @@ impl TryFrom<Map<String, Value>> for MixerConfig {
         let bad = |e: serde_json::Error| Error::Config(format!("settings of a {kind} mixer: {e}"));
         match kind {
             "mamba1" => serde_json::from_value(settings).map(Self::Mamba1).map_err(bad),
-            _ => serde_json::from_value(settings).map(Self::Mamba2).map_err(bad),
+            "mamba2" => serde_json::from_value(settings).map(Self::Mamba2).map_err(bad),
+            _ => serde_json::from_value(settings).map(Self::Mamba3).map_err(bad),
         }
     }
 }
@@ -310,6 +330,8 @@ pub enum AnySsm {
     Mamba1(SelectiveSsm),
     /// Of [`crate::Mamba2`].
     Mamba2(DualSsm),
+    /// Of [`crate::Mamba3`].
+    Mamba3(RotarySsm),
 }
 
 /// The state of a [`Mixer`].
@@ -322,6 +344,8 @@ pub enum MixerState {
     Mamba1(Mamba1State),
     /// Of [`crate::Mamba2`].
     Mamba2(Mamba2State),
+    /// Of [`crate::Mamba3`].
+    Mamba3(Mamba3State),
 }
 
 impl MixerState {
@@ -336,6 +360,7 @@ impl MixerState {
             Self::Start => Self::Start,
             Self::Mamba1(state) => Self::Mamba1(state.detach()),
             Self::Mamba2(state) => Self::Mamba2(state.detach()),
+            Self::Mamba3(state) => Self::Mamba3(state.detach()),
         }
     }
 
@@ -345,6 +370,7 @@ impl MixerState {
             Self::Start => "start",
             Self::Mamba1(_) => "mamba1",
             Self::Mamba2(_) => "mamba2",
+            Self::Mamba3(_) => "mamba3",
         }
     }
 
@@ -354,6 +380,9 @@ impl MixerState {
             Self::Start => Vec::new(),
             Self::Mamba1(Mamba1State { conv, ssm }) => vec![("conv", conv), ("ssm", ssm)],
             Self::Mamba2(Mamba2State { conv, ssm }) => vec![("conv", conv), ("ssm", ssm)],
+            Self::Mamba3(Mamba3State { angle, ssm, k, v }) => {
+                vec![("angle", angle), ("ssm", ssm), ("k", k), ("v", v)]
+            }
         };
         parts.into_iter().filter_map(|(name, part)| Some((name, part.as_ref()?))).collect()
     }
@@ -365,6 +394,12 @@ impl MixerState {
             "start" => Self::Start,
             "mamba1" => Self::Mamba1(Mamba1State { conv: take("conv"), ssm: take("ssm") }),
             "mamba2" => Self::Mamba2(Mamba2State { conv: take("conv"), ssm: take("ssm") }),
+            "mamba3" => Self::Mamba3(Mamba3State {
+                angle: take("angle"),
+                ssm: take("ssm"),
+                k: take("k"),
+                v: take("v"),
+            }),
             _ => return Err(Error::Config(format!("there is no mixer of kind {kind:?}"))),
         };
         match parts.keys().next() {
@@ -400,6 +435,7 @@ impl Ssm for AnySsm {
         match cfg {
             MixerConfig::Mamba1(cfg) => SelectiveSsm::projections(d_model, cfg),
             MixerConfig::Mamba2(cfg) => DualSsm::projections(d_model, cfg),
+            MixerConfig::Mamba3(cfg) => RotarySsm::projections(d_model, cfg),
         }
     }
 
@@ -407,6 +443,7 @@ impl Ssm for AnySsm {
         match cfg {
             MixerConfig::Mamba1(cfg) => Ok(Self::Mamba1(SelectiveSsm::create(d_model, cfg, pb)?)),
             MixerConfig::Mamba2(cfg) => Ok(Self::Mamba2(DualSsm::create(d_model, cfg, pb)?)),
+            MixerConfig::Mamba3(cfg) => Ok(Self::Mamba3(RotarySsm::create(d_model, cfg, pb)?)),
         }
     }
 
@@ -414,6 +451,7 @@ impl Ssm for AnySsm {
         match self {
             Self::Mamba1(ssm) => ssm.project(in_proj, x),
             Self::Mamba2(ssm) => ssm.project(in_proj, x),
+            Self::Mamba3(ssm) => ssm.project(in_proj, x),
         }
     }
 
@@ -425,6 +463,9 @@ impl Ssm for AnySsm {
             }
             Self::Mamba2(ssm) => {
                 ssm.mix(projected, Pass { segments, reverse, state: state_of!(state, Mamba2) })
+            }
+            Self::Mamba3(ssm) => {
+                ssm.mix(projected, Pass { segments, reverse, state: state_of!(state, Mamba3) })
             }
         }
     }

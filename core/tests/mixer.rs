@@ -9,8 +9,8 @@ use mamba_core::mamba2::DtLimit;
 use mamba_core::mixer::Pass;
 use mamba_core::nn::NormKind;
 use mamba_core::{
-    Backbone, BackboneConfig, BackboneState, Error, Mamba1, Mamba1Config, Mamba2Config, Mixer, MixerConfig,
-    MixerState, Params,
+    Backbone, BackboneConfig, BackboneState, Error, Mamba1, Mamba1Config, Mamba2Config, Mamba3Config, Mixer,
+    MixerConfig, MixerState, Params,
 };
 use mamba_kernels::Segments;
 use models::*;
@@ -58,11 +58,24 @@ fn mamba2_configs() -> Vec<(usize, Mamba2Config)> {
     ]
 }
 
+/// Everything that a Mamba-3 may have, in turns.
+fn mamba3_configs() -> Vec<(usize, Mamba3Config)> {
+    let base = Mamba3Config { d_state: 8, headdim: 4, ..Default::default() };
+    vec![
+        (8, base.clone()),
+        (6, Mamba3Config { ngroups: 3, rope_fraction: 1.0, is_outproj_norm: true, ..base.clone() }),
+        (1, Mamba3Config { headdim: 1, d_state: 7, ..base.clone() }),
+        (118, Mamba3Config { headdim: 59, d_state: 16, a_floor: 1.5, ..base }),
+    ]
+}
+
 const LIMIT: DtLimit = DtLimit { lo: 0.3, hi: 0.9 };
 
 fn configs() -> impl Iterator<Item = (usize, MixerConfig)> {
     let ones = mamba1_configs().map(|(d, cfg)| (d, cfg.into()));
-    ones.chain(mamba2_configs().into_iter().map(|(d, cfg)| (d, cfg.into())))
+    let twos = mamba2_configs().into_iter().map(|(d, cfg)| (d, cfg.into()));
+    let threes = mamba3_configs().into_iter().map(|(d, cfg)| (d, cfg.into()));
+    ones.chain(twos).chain(threes)
 }
 
 /// Mid-sized mixers for what does not depend on the shape.
@@ -432,9 +445,18 @@ fn a_config_says_which_key_it_does_not_know() {
     }
 }
 
-/// Three layers with feed-forward parts and biases.
+/// Three layers of Mamba-1 with feed-forward parts and biases.
 fn backbone(norm: NormKind, d_model: usize, dtype: DType) -> Result<(Params, Backbone)> {
-    let mixer = Mamba1Config { d_state: 5, d_conv: 3, bias: true, ..Default::default() }.into();
+    let mixer = Mamba1Config { d_state: 5, d_conv: 3, bias: true, ..Default::default() };
+    backbone_of(mixer.into(), norm, d_model, dtype)
+}
+
+fn backbone_of(
+    mixer: MixerConfig,
+    norm: NormKind,
+    d_model: usize,
+    dtype: DType,
+) -> Result<(Params, Backbone)> {
     let cfg = BackboneConfig { d_model, n_layer: 3, d_intermediate: 30, norm, norm_epsilon: 1e-5, mixer };
     let params = Params::fresh(1, dtype, &CPU);
     let backbone = Backbone::new(&cfg, &params.builder())?;
@@ -474,6 +496,108 @@ fn a_backbone_in_steps_chunks_or_packed_equals_the_whole() -> Result<()> {
             let second = tokens(&whole.narrow(0, 1, 1)?, 0, 4);
             assert_close("packed, second", &tokens(&packed, LEN, LEN + 4), &second, tolerance);
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_saved_state_continues_to_the_same_bits() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("state.safetensors");
+    for (d_model, mixer) in usual() {
+        let (_, model) = backbone_of(mixer.clone(), NormKind::Rms, d_model, DType::F32)?;
+        let x = random(&[2, 9, d_model], 3, DType::F32)?;
+        let mut state = BackboneState::new();
+        model.forward_with(&tokens(&x, 0, 5), None, Some(&mut state))?;
+        state.save(&path).unwrap();
+        let mut read = BackboneState::load(&path, &CPU).unwrap();
+        let want = model.forward_with(&tokens(&x, 5, 9), None, Some(&mut state))?;
+        let got = model.forward_with(&tokens(&x, 5, 9), None, Some(&mut read))?;
+        assert_close(mixer.kind(), &got, &want, 0.0);
+        for (got, want) in read.layers.iter().zip(&state.layers) {
+            assert_states_close(mixer.kind(), got, want, 0.0);
+        }
+        let bytes = std::fs::read(&path)?;
+        std::fs::write(&path, &bytes[..bytes.len() / 2])?;
+        let error = BackboneState::load(&path, &CPU).unwrap_err().to_string();
+        assert!(error.contains("state.safetensors: truncated"), "{error}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_state_of_another_mixer_is_refused() -> Result<()> {
+    let (d_model, cfg) = usual().swap_remove(0);
+    let (_, mamba1) = perturbed_mixer(d_model, &cfg, DType::F32)?;
+    let (d_model, cfg) = usual().swap_remove(1);
+    let (_, mamba2) = perturbed_mixer(d_model, &cfg, DType::F32)?;
+    let x = random(&[1, d_model], 0, DType::F32)?;
+    let mut state = MixerState::new();
+    mamba1.step(&x, &mut state)?;
+    let error = mamba2.step(&x, &mut state).unwrap_err().to_string();
+    assert!(error.starts_with("a state of mamba1, for a mixer of Mamba2"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn a_mixers_type_stands_in_its_config() {
+    let parse = |json: &str| serde_json::from_str::<MixerConfig>(json);
+    for (json, kind) in [
+        ("{}", "mamba1"),
+        (r#"{"d_state": 3}"#, "mamba1"),
+        (r#"{"type": "mamba2", "headdim": 3}"#, "mamba2"),
+        (r#"{"layer": "Mamba2", "ngroups": 3, "dt_limit": [0.0, null]}"#, "mamba2"),
+        (r#"{"type": "mamba3", "rope_fraction": 1.0}"#, "mamba3"),
+    ] {
+        let cfg = parse(json).unwrap();
+        assert_eq!(cfg.kind(), kind, "{json}");
+        assert_eq!(parse(&serde_json::to_string(&cfg).unwrap()).unwrap(), cfg, "{json}");
+    }
+    for (json, message) in [
+        (r#"{"type": "mamba4"}"#, r#"type of the mixer is "mamba4""#),
+        (r#"{"layer": 2}"#, "layer of the mixer is 2"),
+        (r#"{"type": "mamba1", "layer": "Mamba2"}"#, "the mixer's type is"),
+        (r#"{"headdim": 4}"#, "settings of a mamba1 mixer: unknown field `headdim`"),
+        (r#"{"type": "mamba2", "dt_rank": 4}"#, "settings of a mamba2 mixer: unknown field `dt_rank`"),
+    ] {
+        let error = parse(json).unwrap_err().to_string();
+        assert!(error.contains(message), "{json}: {error}");
+    }
+    for (_, cfg) in configs() {
+        assert_eq!(parse(&serde_json::to_string(&cfg).unwrap()).unwrap(), cfg);
+    }
+}
+
+#[test]
+fn heads_that_do_not_fit_are_refused_by_name() {
+    let two = Mamba2Config { headdim: 4, ..Default::default() };
+    let three = Mamba3Config { headdim: 4, ..Default::default() };
+    let cases: [(MixerConfig, &str); 9] = [
+        (Mamba2Config { headdim: 3, ..two.clone() }.into(), "headdim 3 does not divide the 16 channels"),
+        (Mamba2Config { ngroups: 3, ..two.clone() }.into(), "ngroups 3 does not divide the 4 heads"),
+        (Mamba2Config { d_ssm: Some(20), ..two.clone() }.into(), "d_ssm is 20, expected at most d_inner 16"),
+        (Mamba2Config { d_state: 0, ..two.clone() }.into(), "d_state 0"),
+        (Mamba2Config { d_state: usize::MAX, ..two.clone() }.into(), "d_state 18446744073709551615"),
+        (Mamba2Config { dt_limit: DtLimit { lo: 1.0, hi: 0.5 }, ..two }.into(), "dt_limit is [1, 0.5]"),
+        (Mamba3Config { rope_fraction: 0.3, ..three.clone() }.into(), "rope_fraction is 0.3"),
+        (Mamba3Config { is_mimo: true, ..three.clone() }.into(), "is_mimo"),
+        (Mamba3Config { d_state: 2, ..three }.into(), "no pair of states"),
+    ];
+    for (cfg, message) in cases {
+        let error = cfg.validate_for(8).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}, expected {message}");
+        let params = Params::fresh(0, DType::F32, &CPU);
+        assert!(Mixer::new(8, &cfg, 1, &params.builder()).is_err(), "{message}");
+    }
+}
+
+#[test]
+fn every_parameter_of_every_mixer_learns() -> Result<()> {
+    for (d_model, cfg) in usual() {
+        let (params, mixer) = perturbed_mixer(d_model, &cfg, DType::F32)?;
+        let y = mixer.forward(&random(&[2, 7, d_model], 3, DType::F32)?)?;
+        let weights = random(&[2, 7, d_model], 4, DType::F32)?;
+        assert_every_parameter_learns(&params, &(y * weights)?.sum_all()?);
     }
     Ok(())
 }

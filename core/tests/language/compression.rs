@@ -5,9 +5,12 @@ use mamba_core::memory::compress::reduce_mamba1;
 use mamba_core::nn::cross_entropy;
 use mamba_core::optim::{AdamW, AdamWConfig, Gradients};
 
+fn mixer(d_state: usize) -> Mamba1Config {
+    Mamba1Config { d_state, ..Default::default() }
+}
+
 fn with_states(d_state: usize) -> LmConfig {
-    let mixer = Mamba1Config { d_state, ..Default::default() };
-    LmConfig { d_intermediate: 0, ssm_cfg: SsmConfig { mixer, ..Default::default() }, ..config(true) }
+    LmConfig { d_intermediate: 0, ssm_cfg: mixer(d_state).into(), ..config(true) }
 }
 
 /// Sequences that repeat with a period of 3 to 5.
@@ -43,8 +46,7 @@ fn half_the_states_cost_little_after_training_on() -> mamba_core::Result<()> {
     let before = score(&lm)?;
 
     let mut tensors = params.to_tensors();
-    let mixer = with_states(8).ssm_cfg.mixer;
-    let reductions = reduce_mamba1(&mut tensors, &mixer, 4)?;
+    let reductions = reduce_mamba1(&mut tensors, &mixer(8), 4)?;
     assert_eq!(reductions.len(), 2);
     for r in &reductions {
         let least = r.kept.iter().map(|&k| r.worth[k]).fold(f64::INFINITY, f64::min);
@@ -65,14 +67,14 @@ fn half_the_states_cost_little_after_training_on() -> mamba_core::Result<()> {
     assert!(again < before * 1.05, "{again} with 4 states, {before} with 8");
 
     let mut all = params.to_tensors();
-    reduce_mamba1(&mut all, &mixer, 8)?;
+    reduce_mamba1(&mut all, &mixer(8), 8)?;
     let same = Params::frozen(all, DType::F32, &CPU);
     assert_eq!(
         score(&MambaLm::new(&with_states(8), &same.builder())?)?,
         before,
         "keeping all changes nothing"
     );
-    let error = reduce_mamba1(&mut params.to_tensors(), &mixer, 9).unwrap_err().to_string();
+    let error = reduce_mamba1(&mut params.to_tensors(), &mixer(8), 9).unwrap_err().to_string();
     assert_eq!(error, "cannot reduce 8 states to 9");
     Ok(())
 }

@@ -123,7 +123,7 @@ fn vim_is_tied_projections_and_its_first_version_shares_all_but_a() -> Result<()
             }
         }
         let loaded = Params::frozen(tensors, DType::F64, &CPU);
-        let tied = BiMamba::new(D, &cfg(), (true, true), Combine::Add, 1, &loaded.builder())?;
+        let tied = BiMamba::new(D, cfg(), (true, true), Combine::Add, 1, &loaded.builder())?;
         loaded.check()?;
         tied.forward(&x, Default::default(), None)
     };
@@ -137,7 +137,7 @@ fn vim_is_tied_projections_and_its_first_version_shares_all_but_a() -> Result<()
         assert_close(&format!("{scheme:?}"), &f.forward(&x, None)?, &want, 1e-12);
     }
     let (a, f) = mixer(ALL[0], 0)?;
-    let tied = BiMamba::new(D, &cfg(), (true, true), Combine::Add, 1, &a.builder())?;
+    let tied = BiMamba::new(D, cfg(), (true, true), Combine::Add, 1, &a.builder())?;
     assert_close("A", &f.forward(&x, None)?, &tied.forward(&x, Default::default(), None)?, 0.0);
     Ok(())
 }

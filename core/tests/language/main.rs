@@ -12,7 +12,7 @@ mod generation;
 mod protmamba;
 
 use candle_core::{DType, Result, Tensor};
-use mamba_core::lm::{LmConfig, MambaLm, SsmConfig};
+use mamba_core::lm::{LmConfig, MambaLm};
 use mamba_core::{Mamba1Config, Params, Rng};
 use models::{CPU, perturb};
 
@@ -24,7 +24,7 @@ fn config(tie_embeddings: bool) -> LmConfig {
         d_intermediate: 24,
         n_layer: 2,
         vocab_size: 11,
-        ssm_cfg: SsmConfig { mixer, ..Default::default() },
+        ssm_cfg: mixer.into(),
         tie_embeddings,
         ..Default::default()
     }

@@ -282,7 +282,7 @@ impl<'a> Ssd<'a> {
             bail!("{NAME}: chunk_size is 0, expected at least 1");
         }
         if let Some((lo, hi)) = self.dt_limit
-            && !(lo <= hi)
+            && (lo.is_nan() || hi.is_nan() || lo > hi)
         {
             bail!("{NAME}: dt_limit is ({lo}, {hi}), expected the lower limit first");
         }

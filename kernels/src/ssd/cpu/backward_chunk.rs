@@ -195,11 +195,11 @@ impl<T: Real> ChunkGradients<'_, T> {
         multiply(MatrixMut::new(&mut block.dx, len, width), b, grad.t(), false);
         for (head, of_head) in block.heads.clone().zip(of_heads) {
             let Head { steps, writes, .. } = of_head;
-            for i in 0..len {
+            for (i, write) in writes[..len].iter_mut().enumerate() {
                 let at = block.at(i, head, p);
                 let from = (scan.token(chunk, i) * h + head) * p;
                 let x = &scan.x[from..from + p];
-                writes[i] = dot(s, x, &block.dx[at.clone()]) * steps.to_end[i];
+                *write = dot(s, x, &block.dx[at.clone()]) * steps.to_end[i];
                 let factor = steps.into_state[i] * steps.to_end[i];
                 scale(s, x, factor, &mut block.scratch[at.clone()]);
                 scale_in_place(s, &mut block.dx[at], factor);
