@@ -5,9 +5,11 @@
 //! | module | for |
 //! |---|---|
 //! | [`params`], [`init`] | a model's parameters: fresh, loaded for training, loaded for inference |
-//! | [`mamba1`], [`bidirectional`] | the mixers |
+//! | [`mamba1`], [`bidirectional`], [`directions`], [`s4d`] | the mixers |
+//! | [`scan_order`] | paths over a picture |
 //! | [`block`], [`backbone`], [`nn`] | what is built around them |
-//! | `lm` | causal language models (feature `lm`) |
+//! | `lm`, `text`, `generate` | causal language models, tokenizers, sampling (feature `lm`) |
+//! | [`quant`], [`lora`], [`memory`] | small weights, adapters, managing states |
 //! | [`checkpoint`] | Hugging Face style folders in and out, PyTorch files in |
 //! | [`rng`] | seeded streams; dropout |
 //! | [`device`] | `auto`, `cpu`, `cuda:N` |
