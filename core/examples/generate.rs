@@ -106,7 +106,7 @@ fn run(args: Args) -> Result<ExitCode> {
         Ok(())
     };
     let (started, mut count) = (Instant::now(), 0usize);
-    while let Some(token) = tokens.next() {
+    for token in tokens.by_ref() {
         count += 1;
         show(&stream.push(token?)?)?;
         if stream.stopped() {

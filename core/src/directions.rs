@@ -237,7 +237,8 @@ impl CrossScan {
         let [x, z] = self.in_proj.split(x, [self.d_inner; 2])?; // (B, L, d_inner)
         let rows = self.convolve(&x)?.silu()?;
         let columns = self.columns.apply(&rows)?;
-        let scan = |i: usize| self.directions[i].scan(if i % 2 == 0 { &rows } else { &columns }, i >= 2);
+        let scan =
+            |i: usize| self.directions[i].scan(if i.is_multiple_of(2) { &rows } else { &columns }, i >= 2);
         let along_rows = (scan(0)? + scan(2)?)?;
         let along_columns = self.columns.restore(&(scan(1)? + scan(3)?)?)?;
         let y = self.out_norm.forward(&(along_rows + along_columns)?)?;

@@ -5,9 +5,12 @@
 //! | module | for |
 //! |---|---|
 //! | [`params`], [`init`] | a model's parameters: fresh, loaded for training, loaded for inference |
-//! | [`mamba1`], [`mamba2`], [`mamba3`], [`mixer`], [`bidirectional`] | the mixers, and the choice between them |
+//! | [`mamba1`], [`mamba2`], [`mamba3`], [`mixer`] | the mixers, and the choice between them |
+//! | [`bidirectional`], [`directions`], [`s4d`] | mixers that see both sides; a plain diagonal layer |
+//! | [`scan_order`] | paths over a picture |
 //! | [`block`], [`backbone`], [`nn`] | what is built around them |
-//! | `lm` | causal language models (feature `lm`) |
+//! | `lm`, `text`, `generate` | causal language models, tokenizers, sampling (feature `lm`) |
+//! | [`quant`], [`lora`], [`memory`] | small weights, adapters, managing states |
 //! | [`checkpoint`] | Hugging Face style folders in and out, PyTorch files in |
 //! | [`rng`] | seeded streams; dropout |
 //! | [`device`] | `auto`, `cpu`, `cuda:N` |

@@ -92,7 +92,8 @@ mod tests {
         let m = |t: &Tensor| t.to_vec2::<f64>().unwrap();
         let (re, im) = (m(&layer.log_a_real), m(&layer.a_imag));
         let c = layer.c.to_vec3::<f64>().unwrap();
-        let (dt, d) = (layer.log_dt.to_vec1::<f64>().unwrap(), layer.d.to_vec1::<f64>().unwrap());
+        let (dt, d) =
+            (layer.log_dt.exp().unwrap().to_vec1::<f64>().unwrap(), layer.d.to_vec1::<f64>().unwrap());
         let mul = |a: (f64, f64), b: (f64, f64)| (a.0 * b.0 - a.1 * b.1, a.0 * b.1 + a.1 * b.0);
         let mut y: Vec<Vec<f64>> = u.iter().map(|u| u.iter().zip(&d).map(|(u, d)| u * d).collect()).collect();
         for ch in 0..dt.len() {

@@ -217,9 +217,8 @@ fn eigen(a: &Matrix) -> (Vec<f64>, Matrix) {
                 for row in a.iter_mut().chain(&mut vectors) {
                     (row[i], row[j]) = turn(row[i], row[j]);
                 }
-                for k in 0..n {
-                    (a[i][k], a[j][k]) = turn(a[i][k], a[j][k]);
-                }
+                let rows: Vec<(f64, f64)> = a[i].iter().zip(&a[j]).map(|(&x, &y)| turn(x, y)).collect();
+                (a[i], a[j]) = rows.into_iter().unzip();
             }
         }
     }

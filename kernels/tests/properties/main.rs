@@ -6,6 +6,7 @@ mod conv2d;
 mod cross_entropy;
 mod gelu;
 mod instance_norm;
+mod compact;
 mod linear;
 mod norm;
 mod selective_scan;
