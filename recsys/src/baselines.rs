@@ -51,7 +51,9 @@ impl Scorer for Markov {
         for history in histories {
             let row = scores.len();
             scores.extend(&self.popularity);
-            for &(item, count) in history.last().and_then(|last| self.followed.get(last)).into_iter().flatten() {
+            for &(item, count) in
+                history.last().and_then(|last| self.followed.get(last)).into_iter().flatten()
+            {
                 scores[row + item as usize] += count;
             }
         }

@@ -101,7 +101,12 @@ impl RecCheckpoint {
     ///
     /// # Errors
     /// Weights that are not those of the configuration.
-    pub fn recommender(&self, max_length: Option<usize>, dtype: DType, device: &Device) -> Result<Recommender> {
+    pub fn recommender(
+        &self,
+        max_length: Option<usize>,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Recommender> {
         let params = Params::frozen(self.tensors.clone(), dtype, device);
         let problem = |e: Error| Error::Checkpoint { path: self.path.clone(), message: e.to_string() };
         let CheckpointConfig { n_items, max_length: trained, model } = &self.config;
@@ -141,7 +146,8 @@ fn read_items(path: &Path) -> Result<(ItemMap, Vec<u64>)> {
             Ids::Text(texts.iter().flatten().map(str::to_string).collect())
         }
     };
-    let counts = frame.column("count").and_then(|counts| counts.cast(&DataType::UInt64)).map_err(|e| problem(&e))?;
+    let counts =
+        frame.column("count").and_then(|counts| counts.cast(&DataType::UInt64)).map_err(|e| problem(&e))?;
     let counts = counts.u64().map_err(|e| problem(&e))?;
     let counts: Vec<u64> = std::iter::once(0).chain(counts.iter().flatten()).collect();
     if ids.len() != frame.height() || counts.len() != frame.height() + 1 {

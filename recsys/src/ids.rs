@@ -33,7 +33,8 @@ impl fmt::Display for Id<'_> {
 /// The number that a text stands for, if writing that number gives the same text.
 pub(crate) fn canonical_int(text: &str) -> Option<i64> {
     let digits = text.strip_prefix('-').unwrap_or(text);
-    let plain = digits.bytes().all(|b| b.is_ascii_digit()) && (digits == "0" && digits == text || !digits.starts_with('0'));
+    let plain = digits.bytes().all(|b| b.is_ascii_digit())
+        && (digits == "0" && digits == text || !digits.starts_with('0'));
     plain.then(|| text.parse().ok()).flatten()
 }
 

@@ -45,7 +45,8 @@ pub fn rank(scores: &[f32], answer: usize, first: usize, passed_over: &[u32]) ->
     let mut passed: Vec<u32> = passed_over.iter().copied().filter(|&item| item as usize != answer).collect();
     passed.sort_unstable();
     passed.dedup();
-    let passed = passed.iter().filter(|&&item| item as usize >= first && beats(scores[item as usize])).count();
+    let passed =
+        passed.iter().filter(|&&item| item as usize >= first && beats(scores[item as usize])).count();
     // The answer was counted among those that beat it.
     all - passed
 }
@@ -55,14 +56,17 @@ pub fn rank(scores: &[f32], answer: usize, first: usize, passed_over: &[u32]) ->
 pub fn summarise(ranks: &[usize], lists: &[Vec<u32>], answers: &[u32], popularity: &[u64]) -> Metrics {
     let n = ranks.len().max(1) as f64;
     let mean = |gain: &dyn Fn(f64) -> f64| -> BTreeMap<usize, f64> {
-        let at = |k: usize| ranks.iter().filter(|&&rank| rank <= k).map(|&rank| gain(rank as f64)).sum::<f64>() / n;
+        let at = |k: usize| {
+            ranks.iter().filter(|&&rank| rank <= k).map(|&rank| gain(rank as f64)).sum::<f64>() / n
+        };
         CUTOFFS.iter().map(|&k| (k, at(k))).collect()
     };
     let mut recommended = vec![false; popularity.len()];
     lists.iter().flatten().for_each(|&item| recommended[item as usize] = true);
     let covered = recommended.iter().filter(|&&yes| yes).count() as f64;
     let mean_popularity = |items: &mut dyn Iterator<Item = u32>| {
-        let (sum, count) = items.fold((0u64, 0u64), |(sum, n), item| (sum + popularity[item as usize], n + 1));
+        let (sum, count) =
+            items.fold((0u64, 0u64), |(sum, n), item| (sum + popularity[item as usize], n + 1));
         sum as f64 / count.max(1) as f64
     };
     let of_lists = mean_popularity(&mut lists.iter().flatten().copied());

@@ -90,7 +90,8 @@ impl Sampler {
         let slack = pairs.div_ceil(self.max_length) * self.max_length - pairs;
         // The same for all chunks of a user in an epoch.
         let key = epoch << 32 | u64::from(user);
-        let shift = if pairs > self.max_length { Rng::stream(self.seed, "cut", key).below(slack + 1) } else { slack };
+        let shift =
+            if pairs > self.max_length { Rng::stream(self.seed, "cut", key).below(slack + 1) } else { slack };
         let at = |i: usize| (i * self.max_length).saturating_sub(shift).min(pairs);
         match pairs > self.max_length {
             true => (at(i), at(i + 1)),

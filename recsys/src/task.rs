@@ -1,13 +1,13 @@
 //! Training as the training loop sees it.
 
 use crate::config::{Loss, RunConfig};
+use crate::data::Log;
 use crate::data::{Dataset, Split};
 use crate::error::Result;
 use crate::eval::evaluate;
 use crate::models::Model;
 use crate::recommender::Recommender;
 use crate::sampler::{PackedBatch, Sampler};
-use crate::data::Log;
 use candle_core::{D, Device, Tensor};
 use mamba_core::run_folder::Metric;
 use mamba_core::train::{StepLoss, Task};

@@ -36,7 +36,12 @@ impl Fused for Op {
         with_element_type!(inputs, T => Ok((vec![Output::cpu(cpu::forward(values.slice::<T>()?), x.shape())], ())))
     }
 
-    fn backward(&self, inputs: &[Option<Tensor>], (): &(), grads: &[Option<Tensor>]) -> Result<Vec<Option<Tensor>>> {
+    fn backward(
+        &self,
+        inputs: &[Option<Tensor>],
+        (): &(),
+        grads: &[Option<Tensor>],
+    ) -> Result<Vec<Option<Tensor>>> {
         let (x, g) = (elements(inputs), elements(grads));
         let ([Some(x)], [Some(g)]) = (&x[..], &g[..]) else { bail!("gelu: a gradient is missing") };
         with_element_type!(inputs, T => {

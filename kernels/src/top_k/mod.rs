@@ -88,7 +88,8 @@ fn search_tile<T: Real>(queries: &[T], table: &[T], d: usize, skip: &[Vec<u32>],
         multiply(&mut products[..QUERIES * size], Matrix::new(&padded, QUERIES, d), part.t(), false);
         for (i, (products, best)) in products.chunks_exact_mut(size).zip(best.iter_mut()).enumerate() {
             for &row in skip.get(i).into_iter().flatten() {
-                if let Some(product) = (row as usize).checked_sub(start).and_then(|row| products.get_mut(row)) {
+                if let Some(product) = (row as usize).checked_sub(start).and_then(|row| products.get_mut(row))
+                {
                     *product = T::from_f64(f64::NAN);
                 }
             }

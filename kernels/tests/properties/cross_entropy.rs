@@ -11,10 +11,7 @@ pub(crate) const NAMES: [&str; 2] = ["x", "weight"];
 
 /// [`NAMES`] in f32; logits of a size that makes the softmax neither flat nor hard.
 pub(crate) fn inputs(rows: usize, d: usize, classes: usize) -> Result<Vec<Tensor>> {
-    Ok(vec![
-        (pseudo_random(&[rows, d], 1, DType::F32)? * 3.0)?,
-        pseudo_random(&[classes, d], 2, DType::F32)?,
-    ])
+    Ok(vec![(pseudo_random(&[rows, d], 1, DType::F32)? * 3.0)?, pseudo_random(&[classes, d], 2, DType::F32)?])
 }
 
 pub(crate) fn targets(rows: usize, classes: usize) -> Result<Tensor> {
@@ -29,8 +26,8 @@ fn the_kernel_computes_what_the_reference_says() -> Result<()> {
         (1, 5, 33),
         (64, 16, 100),
         (65, 64, 257),
-        (1500, 8, 40), // several groups of several tiles
-        (70, 3, 9000), // more classes than a tile has
+        (1500, 8, 40),  // several groups of several tiles
+        (70, 3, 9000),  // more classes than a tile has
         (40, 600, 700), // fewer classes in a tile because rows are wide
     ];
     for (rows, d, classes) in cases {
@@ -91,10 +88,7 @@ fn wrong_arguments_are_named() -> Result<()> {
         let targets = Tensor::new(targets, &Device::Cpu).expect("a row of numbers");
         message(linear_cross_entropy(&x[0], weight, &targets))
     };
-    assert_eq!(
-        error(&[0, 1, 5, 0], &x[1]),
-        "linear_cross_entropy: target 2 is 5, expected a class below 5"
-    );
+    assert_eq!(error(&[0, 1, 5, 0], &x[1]), "linear_cross_entropy: target 2 is 5, expected a class below 5");
     assert_eq!(error(&[0], &x[1]), "linear_cross_entropy: targets has shape [1], expected [4]");
     let narrow = x[1].narrow(1, 0, 2)?;
     assert_eq!(error(&[0; 4], &narrow), "linear_cross_entropy: weight has shape [5, 2], expected [5, 3]");

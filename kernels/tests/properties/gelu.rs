@@ -11,9 +11,13 @@ fn the_kernel_computes_what_the_reference_says() -> Result<()> {
     for dims in [&[1][..], &[3, 17], &[2, 5, 33], &[40_000]] {
         let x = (pseudo_random(dims, 1, DType::F32)? * 6.0)?;
         let label = format!("{dims:?}");
-        expect_kernel_is_reference(&label, &["x"], &[x], |x| Ok(vec![gelu(&x[0])?]), |x| {
-            Ok(vec![reference::gelu(&x[0])?])
-        })?;
+        expect_kernel_is_reference(
+            &label,
+            &["x"],
+            &[x],
+            |x| Ok(vec![gelu(&x[0])?]),
+            |x| Ok(vec![reference::gelu(&x[0])?]),
+        )?;
     }
     Ok(())
 }

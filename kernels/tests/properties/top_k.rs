@@ -11,7 +11,8 @@ fn the_kernel_finds_what_a_full_sort_finds() -> Result<()> {
     for (n, d, rows) in [(1, 1, 1), (3, 5, 40), (33, 16, 300), (70, 3, 9000), (2, 600, 700), (4, 2, 0)] {
         let queries = pseudo_random(&[n, d], 1, DType::F64)?;
         let table = pseudo_random(&[rows, d], 2, DType::F64)?;
-        let seen: Vec<Vec<u32>> = (0..n).map(|i| (0..rows as u32).filter(|r| (r + i as u32) % 3 == 0).collect()).collect();
+        let seen: Vec<Vec<u32>> =
+            (0..n).map(|i| (0..rows as u32).filter(|r| (r + i as u32) % 3 == 0).collect()).collect();
         for k in [0, 1, 7, rows + 2] {
             for skip in [&[][..], &seen] {
                 let got = top_k(&queries, &table, k, skip)?;

@@ -16,8 +16,10 @@ use std::process::ExitCode;
 
 /// Flags of `eval`.
 #[derive(clap::Args)]
-#[command(after_help = "Full ranking: the right answer of every query among all items, ties counted against the model.\n\n\
-    Example:\n  mamba-recsys eval --data ml-100k.inter --checkpoint runs/ml-100k")]
+#[command(
+    after_help = "Full ranking: the right answer of every query among all items, ties counted against the model.\n\n\
+    Example:\n  mamba-recsys eval --data ml-100k.inter --checkpoint runs/ml-100k"
+)]
 pub(crate) struct Args {
     #[command(flatten)]
     log: LogArgs,
@@ -48,10 +50,12 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let checkpoint = RecCheckpoint::open(&args.checkpoint)?;
     let info = args.checkpoint.join("run.json");
     let text = std::fs::read(&info).with_context(|| format!("cannot read {}", info.display()))?;
-    let info: RunInfo = serde_json::from_slice(&text).with_context(|| format!("cannot read {}", info.display()))?;
+    let info: RunInfo =
+        serde_json::from_slice(&text).with_context(|| format!("cannot read {}", info.display()))?;
     let settings = info.settings.get("recsys").cloned().unwrap_or_default();
-    let mut cfg: RunConfig = serde_json::from_value(settings)
-        .with_context(|| format!("{}/run.json has no settings of a training run", args.checkpoint.display()))?;
+    let mut cfg: RunConfig = serde_json::from_value(settings).with_context(|| {
+        format!("{}/run.json has no settings of a training run", args.checkpoint.display())
+    })?;
     cfg.eval.exclude_seen |= args.exclude_seen;
     let mut data = TrainingData::new(&args.log.read()?, &cfg.data)?;
     if data.dataset.items.ids() != checkpoint.items().ids() {
@@ -119,8 +123,11 @@ impl<'a> Table<'a> {
     /// On stdout, for people or as JSON.
     pub(crate) fn print(&self, common: &CommonArgs) {
         if common.format == Format::Json {
-            let rows: Vec<Value> =
-                self.rows.iter().map(|(name, metrics)| json!({ "model": name, "metrics": metrics })).collect();
+            let rows: Vec<Value> = self
+                .rows
+                .iter()
+                .map(|(name, metrics)| json!({ "model": name, "metrics": metrics }))
+                .collect();
             println!("{}", json!({ "exclude_seen": self.cfg.eval.exclude_seen, "test": rows }));
             return;
         }

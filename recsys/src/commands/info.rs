@@ -49,7 +49,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     line("checkpoint", checkpoint.path().display().to_string());
     line("model", serde_json::to_string(&config.model)?);
     line("histories", format!("the last {} items", config.max_length));
-    let examples: Vec<String> = (1..=items.ids().len().min(3)).map(|i| items.id(i as u32).to_string()).collect();
+    let examples: Vec<String> =
+        (1..=items.ids().len().min(3)).map(|i| items.id(i as u32).to_string()).collect();
     line("items", format!("{}: {} …", items.ids().len(), examples.join(", ")));
     line("events", checkpoint.counts().iter().sum::<u64>().to_string() + " trained on");
     let parts: Vec<String> = parameters.iter().map(|(part, n)| format!("{part} {n}")).collect();
@@ -59,7 +60,10 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         line("made by", format!("{} {}", run.program, run.version));
         line("command", run.command.join(" "));
         let outcome = run.outcome.as_deref().unwrap_or("not finished");
-        line("training", format!("{} steps, seed {}, {} threads: {outcome}", run.steps, run.seed, run.threads));
+        line(
+            "training",
+            format!("{} steps, seed {}, {} threads: {outcome}", run.steps, run.seed, run.threads),
+        );
         line("time", format!("{} to {}", run.started, run.finished.as_deref().unwrap_or("not finished")));
     }
     if let Some((step, metrics)) = best {
@@ -79,7 +83,8 @@ fn run_info(folder: &Path) -> Result<Option<RunInfo>> {
         return Ok(None);
     }
     let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let info = serde_json::from_slice(&text).with_context(|| format!("{} is not a run's record", path.display()))?;
+    let info =
+        serde_json::from_slice(&text).with_context(|| format!("{} is not a run's record", path.display()))?;
     Ok(Some(info))
 }
 

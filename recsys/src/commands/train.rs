@@ -8,12 +8,12 @@ use mamba_core::optim::Decay;
 use mamba_core::run_folder::{RunFolder, RunInfo};
 use mamba_core::train::{self, Console, Outcome, Stop, Task, TrainConfig};
 use mamba_core::{Error, Params};
+use mamba_recsys::ModelConfig;
 use mamba_recsys::checkpoint::{RecCheckpoint, write_items};
 use mamba_recsys::config::{DataConfig, EvalConfig, ObjectiveConfig, RunConfig};
 use mamba_recsys::data::{Dataset, Log, Split};
 use mamba_recsys::sampler::Sampler;
 use mamba_recsys::task::{Training, TrainingData};
-use mamba_recsys::ModelConfig;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -96,7 +96,8 @@ impl Args {
         let dataset = Dataset::new(log, &first.data.filter)?;
         let split = Split::new(&dataset, &first.data.split)?;
         let (positions, length) = (first.objective.positions, first.data.max_length.max(1));
-        let epoch = Sampler::new(&dataset, &split, positions, length, 0).steps_per_epoch(first.train.batch_size.max(1));
+        let epoch = Sampler::new(&dataset, &split, positions, length, 0)
+            .steps_per_epoch(first.train.batch_size.max(1));
         let epochs = self.epochs.unwrap_or(EPOCHS[usize::from(sample)]);
         if !(epochs > 0.0 && epochs.is_finite()) {
             return Err(Error::Config(format!("--epochs {epochs}: must be above 0")).into());

@@ -64,11 +64,7 @@ impl ColumnNames {
             Some(name) => given(name),
             None => known(names).ok_or_else(|| missing(format!("for {what} ({})", names.join(", ")))),
         };
-        Ok(Columns {
-            user: of(&self.user, &USER, "users")?,
-            item: of(&self.item, &ITEM, "items")?,
-            time,
-        })
+        Ok(Columns { user: of(&self.user, &USER, "users")?, item: of(&self.item, &ITEM, "items")?, time })
     }
 }
 
@@ -191,7 +187,8 @@ fn date(text: &str) -> Option<f64> {
 
 /// Seconds of `10:00`, `10:00:59` or `10:00:59.5`.
 fn clock_seconds(text: &str) -> Option<f64> {
-    let mut parts = text.trim().splitn(3, ':').map(|part| part.parse::<f64>().ok().filter(|x| (0.0..61.0).contains(x)));
+    let mut parts =
+        text.trim().splitn(3, ':').map(|part| part.parse::<f64>().ok().filter(|x| (0.0..61.0).contains(x)));
     let (hours, minutes, seconds) = (parts.next()??, parts.next()??, parts.next().unwrap_or(Some(0.0))?);
     Some(hours * 3600.0 + minutes * 60.0 + seconds)
 }
@@ -208,7 +205,16 @@ mod tests {
         assert_eq!(seconds("2024-02-29 14:30:00.5+02:30"), Some(1_709_208_000.5));
         assert_eq!(seconds("1969-12-31 23:59"), Some(-60.0));
         assert_eq!(seconds("2000-02-29T00:00:00-01:00"), Some(951_786_000.0));
-        for text in ["", "soon", "2024-13-01", "2024-01-32", "2024-01-01x", "2024-01-01 99:00", "2024-1-1", "20240101"] {
+        for text in [
+            "",
+            "soon",
+            "2024-13-01",
+            "2024-01-32",
+            "2024-01-01x",
+            "2024-01-01 99:00",
+            "2024-1-1",
+            "20240101",
+        ] {
             assert_eq!(date(text), None, "{text:?}");
         }
     }

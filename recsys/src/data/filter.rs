@@ -61,7 +61,9 @@ impl Dataset {
             histories[user as usize].push(event);
         }
         if let Some(time) = &log.time {
-            histories.iter_mut().for_each(|events| events.sort_by(|&a, &b| time[a as usize].total_cmp(&time[b as usize])));
+            histories
+                .iter_mut()
+                .for_each(|events| events.sort_by(|&a, &b| time[a as usize].total_cmp(&time[b as usize])));
         }
         if filter.duplicates == Duplicates::Collapse {
             let mut seen_by = vec![u32::MAX; items.len()];
@@ -88,14 +90,18 @@ impl Dataset {
 
         // Numbers follow the ids, so that they do not depend on the order of the file.
         let mut used = vec![false; items.len()];
-        kept.iter().flat_map(|&user| &histories[user]).for_each(|&event| used[item[event as usize] as usize] = true);
+        kept.iter()
+            .flat_map(|&user| &histories[user])
+            .for_each(|&event| used[item[event as usize] as usize] = true);
         let mut order: Vec<usize> = (0..items.len()).filter(|&item| used[item]).collect();
         order.sort_by_key(|&item| items.get(item));
         let mut number = vec![0u32; items.len()];
         order.iter().zip(1u32..).for_each(|(&item, n)| number[item] = n);
 
         let times = |time: &Vec<f64>| -> Vec<Vec<f64>> {
-            kept.iter().map(|&user| histories[user].iter().map(|&event| time[event as usize]).collect()).collect()
+            kept.iter()
+                .map(|&user| histories[user].iter().map(|&event| time[event as usize]).collect())
+                .collect()
         };
         let sequences = kept
             .iter()
@@ -128,7 +134,8 @@ impl Dataset {
             bytes.extend((sequence.len() as u32).to_le_bytes());
             sequence.iter().for_each(|item| bytes.extend(item.to_le_bytes()));
         }
-        let ids: String = (0..self.items.ids().len()).map(|i| format!("{}\n", self.items.ids().get(i))).collect();
+        let ids: String =
+            (0..self.items.ids().len()).map(|i| format!("{}\n", self.items.ids().get(i))).collect();
         format!("{} {}", sha256(&bytes), sha256(ids.as_bytes()))
     }
 }

@@ -76,7 +76,12 @@ pub fn read_all(paths: &[PathBuf], options: &ReadOptions) -> Result<Log> {
                 match (&mut all.time, log.time) {
                     (Some(time), Some(more)) => time.extend(more),
                     (None, None) => {}
-                    _ => return Err(Error::file(&file, "it and the files before differ in whether events have times")),
+                    _ => {
+                        return Err(Error::file(
+                            &file,
+                            "it and the files before differ in whether events have times",
+                        ));
+                    }
                 }
                 all.user.append(log.user);
                 all.item.append(log.item);
@@ -137,7 +142,8 @@ pub(crate) fn layout_of(path: &Path) -> Result<Layout> {
             if pairs { Layout::Pairs } else { Layout::Lines }
         }
         _ => {
-            let problem = format!("unknown ending; expected one of {}, or a layout by --layout", ENDINGS.join(", "));
+            let problem =
+                format!("unknown ending; expected one of {}, or a layout by --layout", ENDINGS.join(", "));
             return Err(Error::file(path, problem));
         }
     })

@@ -71,7 +71,8 @@ impl Split {
                 all.sort_unstable_by(f64::total_cmp);
                 let at = |share: f64| all[((all.len() as f64 * share) as usize).min(all.len() - 1)];
                 let [first_valid, first_test] = [at(1.0 - valid - test), at(1.0 - test)];
-                let before = |limit: f64| times.iter().map(move |times| times.partition_point(|&t| t < limit));
+                let before =
+                    |limit: f64| times.iter().map(move |times| times.partition_point(|&t| t < limit));
                 let train: Vec<usize> = before(first_valid).collect();
                 let until_test: Vec<usize> = before(first_test).collect();
                 let ask = |known: &[usize], end: &dyn Fn(usize) -> usize| -> Vec<Query> {

@@ -111,7 +111,11 @@ impl Blocks<'_> {
             count += usize::from(!quoted);
         }
         match quoted {
-            true => Err(Error::Line { path: self.path.to_owned(), line: first, problem: "a quote is never closed".into() }),
+            true => Err(Error::Line {
+                path: self.path.to_owned(),
+                line: first,
+                problem: "a quote is never closed".into(),
+            }),
             false => Ok((first, bytes)),
         }
     }
@@ -158,7 +162,9 @@ fn to_log(frame: DataFrame, columns: &Columns, place: Place<'_>) -> Result<Log> 
         }
         // An empty list is no event.
         let options = ExplodeOptions { empty_as_null: false, keep_nulls: false };
-        frame = frame.explode(lists.iter().map(|name| PlSmallStr::from(name.as_str())), options).map_err(problem)?;
+        frame = frame
+            .explode(lists.iter().map(|name| PlSmallStr::from(name.as_str())), options)
+            .map_err(problem)?;
     }
     let column = |name: &str| frame.column(name).map_err(problem);
     Ok(Log {

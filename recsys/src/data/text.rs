@@ -33,7 +33,8 @@ fn for_each_line(path: &Path, mut each: impl FnMut(&str) -> std::result::Result<
             Problem::Line(problem) => Error::Line { path: path.to_owned(), line, problem },
             Problem::Other(error) => error,
         };
-        let text = std::str::from_utf8(&bytes).map_err(|e| bad(Problem::Line(format!("not UTF-8 text: {e}"))))?;
+        let text =
+            std::str::from_utf8(&bytes).map_err(|e| bad(Problem::Line(format!("not UTF-8 text: {e}"))))?;
         let text = text.strip_prefix('\u{feff}').filter(|_| line == 1).unwrap_or(text);
         if !text.trim().is_empty() {
             each(text.trim_end_matches(['\n', '\r'])).map_err(bad)?;
@@ -71,7 +72,11 @@ impl<'a> Chunks<'a> {
         }
         let take = std::mem::take::<Vec<String>>;
         let time = self.time.as_mut().map(std::mem::take);
-        (self.each)(Log { user: Ids::from_text(take(&mut self.user)), item: Ids::from_text(take(&mut self.item)), time })
+        (self.each)(Log {
+            user: Ids::from_text(take(&mut self.user)),
+            item: Ids::from_text(take(&mut self.item)),
+            time,
+        })
     }
 }
 

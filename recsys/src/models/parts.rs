@@ -73,7 +73,12 @@ impl FeedForward {
         })
     }
 
-    pub(crate) fn forward(&self, x: &Tensor, dropout: &mut Dropout<'_>, inner_dropout: bool) -> Result<Tensor> {
+    pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        dropout: &mut Dropout<'_>,
+        inner_dropout: bool,
+    ) -> Result<Tensor> {
         let mut hidden = mamba_kernels::gelu(&self.w_1.forward(x)?)?; // (B, L, hidden)
         if inner_dropout {
             hidden = dropout.apply(hidden)?;

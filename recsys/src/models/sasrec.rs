@@ -56,7 +56,9 @@ impl SasRecConfig {
             return Err(Error::Config(what.into()));
         }
         if hidden_size % num_heads != 0 {
-            return Err(Error::Config(format!("hidden_size {hidden_size} is not divided by num_heads {num_heads}")));
+            return Err(Error::Config(format!(
+                "hidden_size {hidden_size} is not divided by num_heads {num_heads}"
+            )));
         }
         for (name, p) in
             [("hidden_dropout_prob", self.hidden_dropout_prob), ("attn_dropout_prob", self.attn_dropout_prob)]
@@ -120,7 +122,12 @@ impl SasRec {
                 value: map("value")?,
                 dense: map("dense")?,
                 norm: LayerNorm::new(d, &attention.pp("LayerNorm"))?,
-                ffn: FeedForward::new(d, cfg.inner_size, ["dense_1", "dense_2", "LayerNorm"], &pb.pp("feed_forward"))?,
+                ffn: FeedForward::new(
+                    d,
+                    cfg.inner_size,
+                    ["dense_1", "dense_2", "LayerNorm"],
+                    &pb.pp("feed_forward"),
+                )?,
             })
         };
         Ok(Self {
@@ -154,7 +161,8 @@ impl SasRec {
         }
         let positions = Tensor::new(positions, items.device())?.unsqueeze(0)?; // (1, L)
         let padding = Padding::new(segments, self.item_table().dtype(), items.device())?;
-        let embedded = (self.item_embedding.forward(items)? + self.position_embedding.forward(&positions)?)?;
+        let embedded =
+            (self.item_embedding.forward(items)? + self.position_embedding.forward(&positions)?)?;
         let p = self.cfg.hidden_dropout_prob;
         let mut hidden =
             Dropout::new(p, rng.as_deref_mut()).apply(self.norm.forward(&embedded, None)?)?.squeeze(0)?; // (L, d)
@@ -168,7 +176,13 @@ impl SasRec {
     }
 
     /// `(L, d)` → `(L, d)`.
-    fn attention(&self, layer: &Layer, x: &Tensor, padding: &Padding, rng: Option<&mut Rng>) -> Result<Tensor> {
+    fn attention(
+        &self,
+        layer: &Layer,
+        x: &Tensor,
+        padding: &Padding,
+        rng: Option<&mut Rng>,
+    ) -> Result<Tensor> {
         let (n, len, heads) = (padding.sequences, padding.longest, self.cfg.num_heads);
         let width = x.dim(1)? / heads;
         let rows = |map: &Linear| {

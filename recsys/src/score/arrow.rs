@@ -78,15 +78,40 @@ pub fn to_rows(
             }
         }
     } else {
-        for (&of, scored) in users.iter().zip(scorer.top_k(&histories)?) {
-            for (place, scored) in (1u32..).zip(scored) {
-                user.push(of.id.get());
-                rank.push(place);
-                item.push(items.id(scored.item));
-                score.push(scored.score);
-            }
+        return Ok((top_k_rows(&users, scorer.top_k(&histories)?, items, schema)?, cold));
+    }
+    rows(user, rank, item, score, schema).map(|rows| (rows, cold))
+}
+
+/// The rows of users and what was recommended to them.
+///
+/// # Errors
+/// Those of Arrow.
+pub fn top_k_rows(
+    users: &[&User],
+    scored: Vec<Vec<super::Scored>>,
+    items: &ItemMap,
+    schema: &SchemaRef,
+) -> mamba_core::Result<RecordBatch> {
+    let (mut user, mut rank, mut item, mut score) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (&of, scored) in users.iter().zip(scored) {
+        for (place, scored) in (1u32..).zip(scored) {
+            user.push(of.id.get());
+            rank.push(place);
+            item.push(items.id(scored.item));
+            score.push(scored.score);
         }
     }
+    rows(user, rank, item, score, schema)
+}
+
+fn rows(
+    user: Vec<Id<'_>>,
+    rank: Vec<u32>,
+    item: Vec<Id<'_>>,
+    score: Vec<Option<f32>>,
+    schema: &SchemaRef,
+) -> mamba_core::Result<RecordBatch> {
     let is_text = |column: usize| *schema.field(column).data_type() == DataType::Utf8;
     let item = match is_text(2) {
         true => id_column(item.into_iter(), true),
@@ -110,8 +135,7 @@ pub fn to_rows(
         item,
         Arc::new(Float32Array::from(score)),
     ];
-    let rows = RecordBatch::try_new(schema.clone(), columns).map_err(mamba_core::Error::other)?;
-    Ok((rows, cold))
+    RecordBatch::try_new(schema.clone(), columns).map_err(mamba_core::Error::other)
 }
 
 impl Scorer {
@@ -123,7 +147,8 @@ impl Scorer {
     /// Columns of other types; those of the model.
     pub fn score_batch(&self, batch: &RecordBatch, items: &ItemMap) -> mamba_core::Result<RecordBatch> {
         let wrong = |what: &str| Error::Empty(format!("{what}; the batch has {:?}", batch.schema().fields()));
-        let ids_of = |column: &ArrayRef| ids(column).ok_or_else(|| wrong("ids must be Int64 or Utf8 without nulls"));
+        let ids_of =
+            |column: &ArrayRef| ids(column).ok_or_else(|| wrong("ids must be Int64 or Utf8 without nulls"));
         let [users, histories, rest @ ..] = batch.columns() else {
             return Err(wrong("expected users and their items").into());
         };
@@ -147,7 +172,6 @@ impl Scorer {
         Ok(to_rows(self, &rows, items, &schema(is_text, items))?.0)
     }
 }
-
 
 fn owned(ids: Ids) -> Vec<OwnedId> {
     (0..ids.len()).map(|i| ids.get(i).into()).collect()

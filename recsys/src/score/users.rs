@@ -105,7 +105,8 @@ impl Parts {
     /// A folder that cannot be written to.
     pub fn new(parts: usize, folder: &Path, wanted: impl Fn(usize) -> bool) -> Result<Self> {
         let files = (0..parts).map(|part| {
-            let file = || tempfile::tempfile_in(folder).map_err(Error::io("make a temporary file in", folder));
+            let file =
+                || tempfile::tempfile_in(folder).map_err(Error::io("make a temporary file in", folder));
             wanted(part).then(|| Ok(BufWriter::with_capacity(1 << 16, file()?))).transpose()
         });
         Ok(Self {

@@ -3,8 +3,8 @@
 use crate::support::{log, small_sample};
 use mamba_recsys::config::DataConfig;
 use mamba_recsys::data::{
-    Dataset, Duplicates, FilterConfig, Layout, Log, Query, ReadOptions, Split, SplitConfig, files_of, for_each_chunk,
-    read_all,
+    Dataset, Duplicates, FilterConfig, Layout, Log, Query, ReadOptions, Split, SplitConfig, files_of,
+    for_each_chunk, read_all,
 };
 use mamba_recsys::task::TrainingData;
 use mamba_recsys::{Id, Ids};
@@ -41,11 +41,16 @@ fn every_layout_holds_the_same_events() {
     let parquet = dir.path().join("a.parquet");
     ParquetWriter::new(std::fs::File::create(&parquet).unwrap()).finish(&mut frame).unwrap();
     let list = |values: &[i64]| Series::new("".into(), values);
-    let mut lists = df!("user_id" => [7i64, 8, 9], "history" => [list(&[30, 10]), list(&[30, 20]), list(&[])]).unwrap();
+    let mut lists =
+        df!("user_id" => [7i64, 8, 9], "history" => [list(&[30, 10]), list(&[30, 20]), list(&[])]).unwrap();
     let listed = dir.path().join("b.parquet");
     ParquetWriter::new(std::fs::File::create(&listed).unwrap()).finish(&mut lists).unwrap();
     let files = [
-        written(dir.path(), "a.inter", table("\t", "user_id:token\tx:token\titem_id:token\ttimestamp:float\n")),
+        written(
+            dir.path(),
+            "a.inter",
+            table("\t", "user_id:token\tx:token\titem_id:token\ttimestamp:float\n"),
+        ),
         written(dir.path(), "a.csv", table(",", "\u{feff}User,x,Item,timestamp\n")),
         written(dir.path(), "a.tsv", table("\t", "uid\tx\tiid\ttime\r\n")),
         written(dir.path(), "a.dat", "7::30::4::5\n7::10::4::6\n8::30::1::2\n8::20::3::9\n"),
@@ -106,13 +111,18 @@ fn a_bad_value_is_named_with_file_line_and_column() {
         message("a.csv", "who,item\n1,2\n"),
         "a.csv: no column for users (user_id, user, userid, uid, customer_id, visitorid, reviewerid) among who, item"
     );
-    assert_eq!(message("a.dat", "1::2::3\n"), "a.dat:1: 3 fields between \"::\", expected user, item, rating, time");
+    assert_eq!(
+        message("a.dat", "1::2::3\n"),
+        "a.dat:1: 3 fields between \"::\", expected user, item, rating, time"
+    );
     assert_eq!(message("a.dat", "1::2::3::NaN\n"), "a.dat:1: time \"NaN\" is not a finite number");
     assert_eq!(message("lines.txt", "1 2 3\n4\n"), "lines.txt:2: user \"4\" without an item");
     assert!(message("a.csv", "user,item\n").starts_with("there are no events in "));
     assert!(message("a.parquet", "PAR1").starts_with("a.parquet: "));
     assert!(message("a.xyz", "").starts_with("a.xyz: unknown ending"));
-    assert!(read(Path::new("/nowhere/a.csv")).unwrap_err().to_string().starts_with("cannot open /nowhere/a.csv"));
+    assert!(
+        read(Path::new("/nowhere/a.csv")).unwrap_err().to_string().starts_with("cannot open /nowhere/a.csv")
+    );
 }
 
 #[test]
@@ -127,11 +137,8 @@ fn columns_can_be_named_and_files_have_no_header() {
 #[test]
 fn dates_are_times_and_ids_keep_their_spelling() {
     let dir = tempfile::tempdir().unwrap();
-    let path = written(
-        dir.path(),
-        "a.csv",
-        "user,item,time\n007,a,2024-03-01 10:00:00\n7,a,2024-02-28 23:59:59\n",
-    );
+    let path =
+        written(dir.path(), "a.csv", "user,item,time\n007,a,2024-03-01 10:00:00\n7,a,2024-02-28 23:59:59\n");
     let log = read(&path).unwrap();
     let times = log.time.unwrap();
     assert!(times[0] > times[1] && (times[0] - times[1] - 122_401e6).abs() < 1.0, "{times:?}");

@@ -94,7 +94,8 @@ fn every_loss_falls() {
 /// The sample's structure needs both of a user's genres; the item before tells of one only.
 #[test]
 fn the_model_learns_what_a_markov_chain_cannot() {
-    let sample = SampleConfig { users: 300, events: 40, genres: 5, items_per_genre: 8, ..SampleConfig::default() };
+    let sample =
+        SampleConfig { users: 300, events: 40, genres: 5, items_per_genre: 8, ..SampleConfig::default() };
     let data = TrainingData::new(&sample.log(), &DataConfig::default()).unwrap();
     let mut cfg = config(small_config(1), Loss::Softmax, Positions::All);
     let ModelConfig::Mamba4Rec(model) = &mut cfg.model else { unreachable!() };
