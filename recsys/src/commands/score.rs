@@ -10,7 +10,7 @@ use mamba_datasets::job::arrow_array::RecordBatch;
 use mamba_datasets::job::arrow_schema::SchemaRef;
 use mamba_datasets::job::{self, Claimed, Fingerprint, Job, Manifest, Part, PartWriter, Shard};
 use mamba_recsys::data::files_of;
-use mamba_recsys::score::state::{self, Memory, StateIn};
+use mamba_recsys::score::state::{self, Continued, Memory, StateIn};
 use mamba_recsys::score::users::{Counts, OwnedId, Parts, User};
 use mamba_recsys::score::{Cold, ScoreConfig, Scorer, schema, to_rows, top_k_rows};
 use mamba_recsys::{Id, RecCheckpoint};
@@ -371,7 +371,7 @@ impl Work<'_> {
             Some(state) => state.load(part, users)?,
             None => vec![None; users.len()],
         };
-        let (scored, after) = self.scorer.top_k_from(users, before)?;
+        let Continued { scored, memories: after } = self.scorer.top_k_from(users, before)?;
         let mut warm = Vec::new();
         let mut cold = 0;
         for ((user, scored), memory) in users.iter().zip(scored).zip(after) {

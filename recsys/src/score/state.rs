@@ -49,6 +49,15 @@ pub struct Memory {
     pub state: Vec<f32>,
 }
 
+/// What comes of going on with some users.
+#[derive(Clone, Debug)]
+pub struct Continued {
+    /// The best items for each user.
+    pub scored: Vec<Vec<Scored>>,
+    /// What is remembered of each user from now on; none of whom nothing is known.
+    pub memories: Vec<Option<Memory>>,
+}
+
 /// Folders of states to start from, the latest last.
 #[derive(Clone, Debug)]
 pub struct StateIn {
@@ -254,11 +263,7 @@ impl Scorer {
     ///
     /// # Errors
     /// A model without a state; memories of another model.
-    pub fn top_k_from(
-        &self,
-        users: &[User],
-        before: Vec<Option<Memory>>,
-    ) -> mamba_core::Result<(Vec<Vec<Scored>>, Vec<Option<Memory>>)> {
+    pub fn top_k_from(&self, users: &[User], before: Vec<Option<Memory>>) -> mamba_core::Result<Continued> {
         let fresh: Vec<&[u32]> = users.iter().map(|user| &user.history[..]).collect();
         let mut memories = before;
         let mut done = 0;
@@ -296,7 +301,7 @@ impl Scorer {
             Some(_) => ranked.next().unwrap_or_default(),
             None => self.popular(),
         });
-        Ok((scored.collect(), memories))
+        Ok(Continued { scored: scored.collect(), memories })
     }
 }
 

@@ -201,7 +201,7 @@ fn a_number_and_its_text_are_one_user() {
 /// A user's events in any number of portions give what all of them at once give.
 #[test]
 fn a_day_at_a_time_is_the_whole_untruncated_history() {
-    use mamba_recsys::score::state::{StateIn, start, write};
+    use mamba_recsys::score::state::{Continued, StateIn, start, write};
     let dir = tempfile::tempdir().unwrap();
     let checkpoint = checkpoint(dir.path()); // reads 20 items at most; the histories are longer
     let scorer = scorer(&checkpoint, true, None);
@@ -227,7 +227,7 @@ fn a_day_at_a_time_is_the_whole_untruncated_history() {
                 Some(state) => state.load(0, &users).unwrap(),
                 None => vec![None; users.len()],
             };
-            let (scored, after) = scorer.top_k_from(&users, before).unwrap();
+            let Continued { scored, memories: after } = scorer.top_k_from(&users, before).unwrap();
             let folder = dir.path().join(format!("state-{}-{day}", cuts.len()));
             start(&folder, &checkpoint, 1).unwrap();
             let memories: Vec<_> = users
