@@ -21,7 +21,7 @@ use std::time::Instant;
 
 const PROGRAM: &str = "mamba-recsys score";
 /// Bytes of text that make a part; Parquet counts fourfold.
-const PART_BYTES: u64 = 64 << 20;
+const PART_BYTES: u64 = 16 << 20;
 /// Users that are scored between two looks at progress and Ctrl-C.
 const USERS: usize = 2048;
 
