@@ -1,6 +1,6 @@
 //! A model at work: histories to vectors, vectors to scores.
 
-use crate::models::{Model, ModelConfig};
+use crate::models::{Mamba4Rec, Mamba4RecState, Model, ModelConfig};
 use candle_core::{DType, Device, Result, Tensor};
 use mamba_core::Params;
 use mamba_kernels::Segments;
@@ -91,6 +91,56 @@ impl Recommender {
         let hidden = self.model.forward(&items, &Segments::packed(&cu_seqlens)?, None)?; // (1, L, d)
         let n = last.len();
         hidden.squeeze(0)?.index_select(&Tensor::from_vec(last, n, &self.device)?, 0) // (histories, d)
+    }
+
+    /// The state before the first item.
+    ///
+    /// # Errors
+    /// A model that has none.
+    pub fn new_state(&self) -> mamba_core::Result<Mamba4RecState> {
+        Ok(self.recurrent()?.new_state())
+    }
+
+    /// Rows and columns of each layer's states, of the convolution and of the scan.
+    ///
+    /// # Errors
+    /// A model that has none.
+    pub fn state_shapes(&self) -> mamba_core::Result<Vec<[(usize, usize); 2]>> {
+        Ok(self.recurrent()?.state_shapes())
+    }
+
+    /// One vector for each history, `(histories, d)`, after its *new* items, all of them; the states move on. Nothing may
+    /// be empty.
+    ///
+    /// # Errors
+    /// A model that has no state.
+    pub fn encode_from(
+        &self,
+        new_items: &[&[u32]],
+        state: &mut Mamba4RecState,
+    ) -> mamba_core::Result<Tensor> {
+        let mut cu_seqlens = vec![0];
+        for items in new_items {
+            cu_seqlens.push(cu_seqlens[cu_seqlens.len() - 1] + items.len());
+        }
+        let last: Vec<u32> = cu_seqlens[1..].iter().map(|&end| end as u32 - 1).collect();
+        let items: Vec<u32> = new_items.concat();
+        let (n, len) = (last.len(), items.len());
+        let items = Tensor::from_vec(items, (1, len), &self.device)?;
+        let segments = Segments::packed(&cu_seqlens)?;
+        let hidden = self.recurrent()?.forward(&items, &segments, None, Some(state))?; // (1, L, d)
+        Ok(hidden.squeeze(0)?.index_select(&Tensor::from_vec(last, n, &self.device)?, 0)?)
+    }
+
+    fn recurrent(&self) -> mamba_core::Result<&Mamba4Rec> {
+        match &self.model {
+            Model::Mamba4Rec(model) => Ok(model),
+            other => {
+                let name = other.name();
+                let problem = format!("{name} keeps no state of constant size; states need mamba4rec");
+                Err(mamba_core::Error::Config(problem))
+            }
+        }
     }
 
     /// The scores of all items for each history, `(histories, n_items)` row-major; place 0 of a row is padding.

@@ -161,7 +161,7 @@ impl<'a, T: Real> Problem<'a, T> {
                     let largest = (!step.count).then_some(group.largest[row]);
                     dispatch(Softmax { logits, largest, factor });
                     if let Some(target) = target {
-                        logits[target] = logits[target] - scale;
+                        logits[target] -= scale;
                     }
                 }
             }

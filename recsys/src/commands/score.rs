@@ -6,10 +6,13 @@ use mamba_core::Error;
 use mamba_core::cli::{CommonArgs, Format, HintExt, Progress};
 use mamba_core::progress::short;
 use mamba_core::train::Stop;
+use mamba_datasets::job::arrow_array::RecordBatch;
+use mamba_datasets::job::arrow_schema::SchemaRef;
 use mamba_datasets::job::{self, Claimed, Fingerprint, Job, Manifest, Part, PartWriter, Shard};
 use mamba_recsys::data::files_of;
-use mamba_recsys::score::users::{Counts, Parts};
-use mamba_recsys::score::{Cold, ScoreConfig, Scorer, schema, to_rows};
+use mamba_recsys::score::state::{self, Continued, Memory, StateIn};
+use mamba_recsys::score::users::{Counts, OwnedId, Parts, User};
+use mamba_recsys::score::{Cold, ScoreConfig, Scorer, schema, to_rows, top_k_rows};
 use mamba_recsys::{Id, RecCheckpoint};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -18,7 +21,7 @@ use std::time::Instant;
 
 const PROGRAM: &str = "mamba-recsys score";
 /// Bytes of text that make a part; Parquet counts fourfold.
-const PART_BYTES: u64 = 64 << 20;
+const PART_BYTES: u64 = 16 << 20;
 /// Users that are scored between two looks at progress and Ctrl-C.
 const USERS: usize = 2048;
 
@@ -32,9 +35,15 @@ A directory as --out takes one part after the other; a rerun skips parts that ar
 other events, another checkpoint or other settings. The same input and checkpoint give the same rows, whatever the
 threads and shards.
 
+With --state-in or --state-out the model reads the whole history, not its last items only, and a later job only the new
+events: it gives rows for the users of these events.
+
 Examples:
   mamba-recsys score --checkpoint runs/shop --data events/ --out recommendations.parquet --exclude-seen
-  mamba-recsys score --checkpoint runs/shop --data events/ --out recs/ --shard 0/4")]
+  mamba-recsys score --checkpoint runs/shop --data events/ --out recs/ --shard 0/4
+  mamba-recsys score --checkpoint runs/shop --data events/ --out day-0.parquet --state-out states/day-0
+  mamba-recsys score --checkpoint runs/shop --data day-1.parquet --out day-1.parquet \\
+      --state-in states/day-0 --state-out states/day-1")]
 pub(crate) struct Args {
     #[command(flatten)]
     log: LogArgs,
@@ -82,6 +91,14 @@ pub(crate) struct Args {
     /// Most items of a history that the model sees [default: as trained]
     #[arg(long, value_name = "ITEMS", help_heading = "Recommendations")]
     max_length: Option<usize>,
+
+    /// Start from what these folders remember of the users, the latest last: --data holds the new events only
+    #[arg(long, value_name = "DIR", num_args = 1.., help_heading = "State", conflicts_with_all = ["candidates", "max_length"])]
+    state_in: Vec<PathBuf>,
+
+    /// Remember the users of this job in this folder, for the next one
+    #[arg(long, value_name = "DIR", help_heading = "State", conflicts_with_all = ["candidates", "max_length"])]
+    state_out: Option<PathBuf>,
 
     /// Parts that users are divided into [default: by the size of the input]
     #[arg(long, value_name = "N", help_heading = "Work")]
@@ -145,6 +162,7 @@ struct Work<'a> {
     directory: bool,
     job: Job,
     shard: Shard,
+    state_in: Option<StateIn>,
 }
 
 impl<'a> Work<'a> {
@@ -174,7 +192,15 @@ impl<'a> Work<'a> {
             if path.extension().is_some_and(|ending| ending == "parquet") { 4 * bytes } else { bytes }
         };
         let bytes: u64 = events.iter().chain(&candidates).map(size).sum();
-        let parts = args.parts.map_or(bytes.div_ceil(PART_BYTES).clamp(1, 4096) as usize, usize::from);
+        let state_in = StateIn::open(&args.state_in, checkpoint)?;
+        if let (Some(asked), Some(state)) = (args.parts, &state_in)
+            && usize::from(asked) != state.parts()
+        {
+            let problem = format!("--parts {asked}: the states in --state-in are in {} parts", state.parts());
+            return Err(Error::Config(problem).into());
+        }
+        let asked = state_in.as_ref().map(StateIn::parts).or(args.parts.map(usize::from));
+        let parts = asked.unwrap_or(bytes.div_ceil(PART_BYTES).clamp(1, 4096) as usize);
 
         let config = ScoreConfig { k: args.top_k, exclude_seen: args.exclude_seen, cold: args.cold_users };
         let mut fingerprint = Fingerprint::new();
@@ -187,12 +213,13 @@ impl<'a> Work<'a> {
             .set_config(&json!({
                 "score": config, "parts": parts, "max_length": args.max_length, "strict_items": args.strict_items,
                 "candidates": candidates.len(), "read": format!("{:?}", args.log.options()),
+                "state": args.state_out.is_some() || state_in.is_some(), "state_in": digest_of(&args.state_in)?,
                 "allowed": allowed.as_ref().map(|items| job::sha256(format!("{items:?}").as_bytes())),
             }))?;
         let scorer = Scorer::new(checkpoint, config, allowed, args.max_length, device)?;
         let job = Job::new(PROGRAM, fingerprint).overwrite(args.overwrite);
         let shard = args.shard.unwrap_or_default();
-        Ok(Self { args, checkpoint, scorer, events, candidates, parts, directory, job, shard })
+        Ok(Self { args, checkpoint, scorer, events, candidates, parts, directory, job, shard, state_in })
     }
 
     fn run(&mut self, stop: &Stop) -> Result<Done> {
@@ -223,6 +250,9 @@ impl<'a> Work<'a> {
         }
         progress.finish();
 
+        if let Some(folder) = &self.args.state_out {
+            state::start(folder, self.checkpoint, self.parts)?;
+        }
         let schema = schema(parts.users_are_text(), self.checkpoint.items());
         let mut progress = self.args.common.progress(Some(parts.about_users()), "users");
         let clock = Instant::now();
@@ -300,17 +330,25 @@ impl<'a> Work<'a> {
             users.retain(|user| user.candidates.is_some());
         }
         let schema = schema(parts.users_are_text(), self.checkpoint.items());
+        let stateful = self.args.state_out.is_some() || self.state_in.is_some();
+        let mut memories = Vec::new();
         for users in users.chunks(USERS) {
             if stop.requested() {
                 done.interrupted = true;
                 return Ok(false);
             }
-            let (rows, cold) = to_rows(&self.scorer, users, self.checkpoint.items(), &schema)?;
+            let (rows, cold) = match stateful {
+                true => self.rows_from_states(part, users, &mut memories, &schema)?,
+                false => to_rows(&self.scorer, users, self.checkpoint.items(), &schema)?,
+            };
             writer.write(&rows)?;
             writer.count("cold_users", cold);
             writer.count("users", users.len() as u64);
             (done.users, done.cold) = (done.users + users.len() as u64, done.cold + cold);
             progress.inc(users.len() as u64);
+        }
+        if let Some(folder) = &self.args.state_out {
+            state::write(folder, part, &memories)?;
         }
         writer.count("events", counts.events);
         writer.count("unknown_items", counts.unknown_items);
@@ -318,6 +356,57 @@ impl<'a> Work<'a> {
         done.counts.unknown_items += counts.unknown_items;
         Ok(true)
     }
+}
+
+impl Work<'_> {
+    /// Rows for users whose events here are only the new ones; adds what is remembered of them to `memories`.
+    fn rows_from_states(
+        &self,
+        part: usize,
+        users: &[User],
+        memories: &mut Vec<(OwnedId, Memory)>,
+        schema: &SchemaRef,
+    ) -> Result<(RecordBatch, u64)> {
+        let before = match &self.state_in {
+            Some(state) => state.load(part, users)?,
+            None => vec![None; users.len()],
+        };
+        let Continued { scored, memories: after } = self.scorer.top_k_from(users, before)?;
+        let mut warm = Vec::new();
+        let mut cold = 0;
+        for ((user, scored), memory) in users.iter().zip(scored).zip(after) {
+            cold += u64::from(memory.is_none());
+            match (&memory, self.args.cold_users) {
+                (None, Cold::Skip) => continue,
+                (None, Cold::Error) => {
+                    let problem = format!("user {} has no item that the model knows", user.id.get());
+                    return Err(mamba_recsys::Error::Empty(problem).into());
+                }
+                _ => warm.push((user, scored)),
+            }
+            memories.extend(memory.map(|memory| (user.id.clone(), memory)));
+        }
+        let (users, scored): (Vec<&User>, Vec<_>) = warm.into_iter().unzip();
+        Ok((top_k_rows(&users, scored, self.checkpoint.items(), schema)?, cold))
+    }
+}
+
+/// Of all files of some folders, so that a rerun notices when one has changed.
+fn digest_of(folders: &[PathBuf]) -> Result<String> {
+    let mut fingerprint = Fingerprint::new();
+    for folder in folders {
+        let entries =
+            std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+        let mut files = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+        files.sort();
+        for file in files {
+            // Size and time stand for the content, which may be large; states are replaced whole.
+            let meta = file.metadata()?;
+            let time = meta.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+            fingerprint.add_hash(file.display().to_string(), format!("{} {}", meta.len(), time.as_nanos()));
+        }
+    }
+    Ok(fingerprint.digest())
 }
 
 fn finish(writer: PartWriter, done: &mut Done) -> Result<()> {

@@ -80,6 +80,7 @@ pub struct Mamba4Rec {
     item_embedding: Embedding,
     norm: LayerNorm,
     layers: Vec<Layer>,
+    mixer: Mamba1Config,
     dropout_prob: f64,
 }
 
@@ -118,6 +119,7 @@ impl Mamba4Rec {
             item_embedding: Embedding::from_tensor(table),
             norm: LayerNorm::new(d, &pb.pp("LayerNorm"))?,
             layers: (0..cfg.num_layers).map(layer).collect::<Result<_>>()?,
+            mixer: cfg.mixer.clone(),
             dropout_prob: cfg.dropout_prob,
         })
     }
@@ -149,6 +151,14 @@ impl Mamba4Rec {
             hidden = layer.ffn.forward(&mixed, &mut dropout, true)?;
         }
         Ok(hidden)
+    }
+
+    /// Rows and columns of each layer's states: of the convolution `(d_conv - 1, d_inner)`, of the scan
+    /// `(d_inner, d_state)`.
+    pub fn state_shapes(&self) -> Vec<[(usize, usize); 2]> {
+        let Mamba1Config { d_conv, d_state, .. } = self.mixer;
+        let d_inner = self.mixer.d_inner(self.item_table().dims()[1]);
+        vec![[(d_conv - 1, d_inner), (d_inner, d_state)]; self.layers.len()]
     }
 
     /// The state before the first item.

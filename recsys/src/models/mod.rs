@@ -92,6 +92,15 @@ impl Model {
         }
     }
 
+    /// The model's name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Mamba4Rec(_) => "mamba4rec",
+            Self::SasRec(_) => "sasrec",
+            Self::RecMamba(_) => "recmamba",
+        }
+    }
+
     /// The longest sequence, of models that number positions; recurrent ones know none.
     pub fn positions(&self) -> Option<usize> {
         match self {

@@ -78,15 +78,40 @@ pub fn to_rows(
             }
         }
     } else {
-        for (&of, scored) in users.iter().zip(scorer.top_k(&histories)?) {
-            for (place, scored) in (1u32..).zip(scored) {
-                user.push(of.id.get());
-                rank.push(place);
-                item.push(items.id(scored.item));
-                score.push(scored.score);
-            }
+        return Ok((top_k_rows(&users, scorer.top_k(&histories)?, items, schema)?, cold));
+    }
+    rows(user, rank, item, score, schema).map(|rows| (rows, cold))
+}
+
+/// The rows of users and what was recommended to them.
+///
+/// # Errors
+/// Those of Arrow.
+pub fn top_k_rows(
+    users: &[&User],
+    scored: Vec<Vec<super::Scored>>,
+    items: &ItemMap,
+    schema: &SchemaRef,
+) -> mamba_core::Result<RecordBatch> {
+    let (mut user, mut rank, mut item, mut score) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (&of, scored) in users.iter().zip(scored) {
+        for (place, scored) in (1u32..).zip(scored) {
+            user.push(of.id.get());
+            rank.push(place);
+            item.push(items.id(scored.item));
+            score.push(scored.score);
         }
     }
+    rows(user, rank, item, score, schema)
+}
+
+fn rows(
+    user: Vec<Id<'_>>,
+    rank: Vec<u32>,
+    item: Vec<Id<'_>>,
+    score: Vec<Option<f32>>,
+    schema: &SchemaRef,
+) -> mamba_core::Result<RecordBatch> {
     let is_text = |column: usize| *schema.field(column).data_type() == DataType::Utf8;
     let item = match is_text(2) {
         true => id_column(item.into_iter(), true),
@@ -110,8 +135,7 @@ pub fn to_rows(
         item,
         Arc::new(Float32Array::from(score)),
     ];
-    let rows = RecordBatch::try_new(schema.clone(), columns).map_err(mamba_core::Error::other)?;
-    Ok((rows, cold))
+    RecordBatch::try_new(schema.clone(), columns).map_err(mamba_core::Error::other)
 }
 
 impl Scorer {

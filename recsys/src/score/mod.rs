@@ -5,9 +5,10 @@
 //! [`users`] turns event files of any size into users, a part at a time.
 
 mod arrow;
+pub mod state;
 pub mod users;
 
-pub use arrow::{schema, to_rows};
+pub use arrow::{schema, to_rows, top_k_rows};
 
 use crate::checkpoint::RecCheckpoint;
 use crate::recommender::Recommender;
@@ -99,28 +100,38 @@ impl Scorer {
     /// # Errors
     /// Those of the model.
     pub fn top_k(&self, histories: &[&[u32]]) -> Result<Vec<Vec<Scored>>> {
-        let k = self.config.k;
         let mut results = Vec::with_capacity(histories.len());
         for batch in self.batches(histories) {
             let warm: Vec<&[u32]> = batch.iter().copied().filter(|history| !history.is_empty()).collect();
-            let hits = match warm.is_empty() {
+            let ranked = match warm.is_empty() {
                 true => Vec::new(),
-                false => top_k(&self.recommender.encode(&warm)?, &self.table, k, &self.seen_rows(&warm))?,
+                false => self.rank(&self.recommender.encode(&warm)?, &warm)?,
             };
-            let mut hits = hits.into_iter();
+            let mut ranked = ranked.into_iter();
             results.extend(batch.iter().map(|history| match history.is_empty() {
-                true => self.popular.iter().take(k).map(|&item| Scored { item, score: None }).collect(),
-                false => {
-                    let hits = hits.next().into_iter().flatten();
-                    let scored = |(row, score): (u32, f64)| Scored {
-                        item: self.allowed[row as usize],
-                        score: Some(score as f32),
-                    };
-                    hits.map(scored).collect()
-                }
+                true => self.popular(),
+                false => ranked.next().unwrap_or_default(),
             }));
         }
         Ok(results)
+    }
+
+    /// The best items for vectors `(n, d)` of users who have seen some items.
+    fn rank(&self, hidden: &Tensor, seen: &[&[u32]]) -> Result<Vec<Vec<Scored>>> {
+        let hits = top_k(hidden, &self.table, self.config.k, &self.seen_rows(seen))?;
+        let scored =
+            |(row, score): (u32, f64)| Scored { item: self.allowed[row as usize], score: Some(score as f32) };
+        Ok(hits.into_iter().map(|hits| hits.into_iter().map(scored).collect()).collect())
+    }
+
+    /// For who has no known item.
+    fn popular(&self) -> Vec<Scored> {
+        self.popular.iter().take(self.config.k).map(|&item| Scored { item, score: None }).collect()
+    }
+
+    /// The model.
+    fn recommender(&self) -> &Recommender {
+        &self.recommender
     }
 
     /// Rows of the table that a history leaves out.
@@ -167,8 +178,19 @@ impl Scorer {
     }
 
     /// Histories in batches of bounded size, in order.
-    fn batches<'h, 'i>(&self, histories: &'h [&'i [u32]]) -> impl Iterator<Item = &'h [&'i [u32]]> {
-        let max_length = self.recommender.max_length();
+    fn batches<'h, 'i>(
+        &self,
+        histories: &'h [&'i [u32]],
+    ) -> impl Iterator<Item = &'h [&'i [u32]]> + use<'h, 'i> {
+        self.batches_of(histories, self.recommender.max_length())
+    }
+
+    /// The same where at most `max_length` items of each count.
+    fn batches_of<'h, 'i>(
+        &self,
+        histories: &'h [&'i [u32]],
+        max_length: usize,
+    ) -> impl Iterator<Item = &'h [&'i [u32]]> + use<'h, 'i> {
         let mut rest = histories;
         std::iter::from_fn(move || {
             let mut items = 0;

@@ -197,3 +197,96 @@ fn a_number_and_its_text_are_one_user() {
     let spread: std::collections::BTreeSet<usize> = (0..100i64).map(|id| part(Id::Int(id), 8)).collect();
     assert_eq!(spread.len(), 8);
 }
+
+/// A user's events in any number of portions give what all of them at once give.
+#[test]
+fn a_day_at_a_time_is_the_whole_untruncated_history() {
+    use mamba_recsys::score::state::{Continued, StateIn, start, write};
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = checkpoint(dir.path()); // reads 20 items at most; the histories are longer
+    let scorer = scorer(&checkpoint, true, None);
+    let whole = Scorer::new(&checkpoint, scorer.config().clone(), None, Some(1000), &Device::Cpu).unwrap();
+    let user = |id: usize, history: Vec<u32>| User { id: OwnedId::Int(id as i64), history, candidates: None };
+    // Few kinds of items, so that unseen ones are left to recommend.
+    let item = |user: usize, event: usize| (user * 5 + event * event) as u32 % 15 + 1;
+    for cuts in [vec![70], vec![1, 70], vec![33, 34, 70], vec![0, 10, 25, 69, 70]] {
+        let mut folders = Vec::new();
+        let mut last = Vec::new();
+        for (day, &until) in cuts.iter().enumerate() {
+            let from = if day == 0 { 0 } else { cuts[day - 1] };
+            // On odd days only every other user has events, so that folders of several days are looked through.
+            let users: Vec<User> = (0..12)
+                .filter(|u| day % 2 == 0 || u % 2 == 0 || until == 70)
+                .map(|u| {
+                    let skipped = day > 0 && u % 2 == 1 && (day - 1) % 2 == 1 && until != from;
+                    let from = if skipped { if day > 1 { cuts[day - 2] } else { 0 } } else { from };
+                    user(u, (from..until).map(|event| item(u, event)).collect())
+                })
+                .collect();
+            let before = match StateIn::open(&folders, &checkpoint).unwrap() {
+                Some(state) => state.load(0, &users).unwrap(),
+                None => vec![None; users.len()],
+            };
+            let Continued { scored, memories: after } = scorer.top_k_from(&users, before).unwrap();
+            let folder = dir.path().join(format!("state-{}-{day}", cuts.len()));
+            start(&folder, &checkpoint, 1).unwrap();
+            let memories: Vec<_> = users
+                .iter()
+                .zip(after)
+                .filter_map(|(user, memory)| Some((user.id.clone(), memory?)))
+                .collect();
+            write(&folder, 0, &memories).unwrap();
+            folders.push(folder);
+            last = users.into_iter().zip(scored).collect();
+        }
+        let mut compared = 0;
+        for (user, scored) in last {
+            let OwnedId::Int(u) = user.id else { unreachable!() };
+            let history: Vec<u32> = (0..70).map(|event| item(u as usize, event)).collect();
+            let want = whole.top_k(&[&history]).unwrap().remove(0);
+            assert_eq!(scored.len(), want.len());
+            for (got, want) in scored.iter().zip(&want) {
+                let (Some(a), Some(b)) = (got.score, want.score) else { panic!("user {u} is cold") };
+                assert!((a - b).abs() < 1e-5, "cuts {cuts:?}, user {u}: {a}, all at once {b}");
+                assert!(got.item == want.item || (a - b).abs() < 1e-5);
+                compared += 1;
+            }
+        }
+        assert!(compared >= 30, "{compared}");
+    }
+}
+
+#[test]
+fn states_of_another_checkpoint_and_broken_ones_are_refused() {
+    use mamba_recsys::score::state::{Memory, StateIn, start, write};
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = checkpoint(dir.path());
+    let folder = dir.path().join("state");
+    start(&folder, &checkpoint, 3).unwrap();
+    let opened = StateIn::open(std::slice::from_ref(&folder), &checkpoint).unwrap().unwrap();
+    assert_eq!(opened.parts(), 3);
+    let users: Vec<User> = (0..40)
+        .map(|id| User { id: OwnedId::Int(id), history: vec![], candidates: None })
+        .filter(|user| mamba_recsys::score::users::part_of(user.id.get(), 3) == 1)
+        .collect();
+    let memory =
+        |i: usize| Memory { seen: (0..i as u32).collect(), hidden: vec![i as f32; 2], state: vec![0.5; 5] };
+    let memories: Vec<_> =
+        users.iter().enumerate().skip(1).map(|(i, user)| (user.id.clone(), memory(i))).collect();
+    write(&folder, 1, &memories).unwrap();
+    let read = opened.load(1, &users).unwrap();
+    assert_eq!(read[0], None);
+    assert!(read.iter().enumerate().skip(1).all(|(i, read)| read.as_ref() == Some(&memory(i))));
+
+    let file = folder.join("state-00001.safetensors");
+    let bytes = std::fs::read(&file).unwrap();
+    for length in [0, 7, 20, bytes.len() - 1] {
+        std::fs::write(&file, &bytes[..length]).unwrap();
+        assert!(opened.load(1, &users).is_err(), "{length} bytes");
+    }
+    let manifest = folder.join("state.json");
+    let text = std::fs::read_to_string(&manifest).unwrap().replace(checkpoint.hash(), "0");
+    std::fs::write(&manifest, text).unwrap();
+    let error = StateIn::open(&[folder], &checkpoint).unwrap_err().to_string();
+    assert!(error.contains("states of another checkpoint"), "{error}");
+}
