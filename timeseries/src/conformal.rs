@@ -1,7 +1,7 @@
 //! Split-conformal prediction intervals (Vovk et al. 2005; Lei et al. 2018, section 2.2).
 //!
 //! On held-out windows, the absolute errors of each step and variable, as multiples of how much the variable varies in the
-//! look-back ([`spread`]), are ordered; the interval of a level is the forecast plus and minus the multiple of rank
+//! look-back (spread), are ordered; the interval of a level is the forecast plus and minus the multiple of rank
 //! `⌈(n + 1) · level⌉` (the locally weighted form, Lei et al. 2018, section 5.2: unsteady times get wider intervals). If a
 //! new multiple is exchangeable with those n, the interval holds the true value with at least that probability.
 //! Neighbouring windows overlap and time series drift, so on real data this is an aim, which `eval` holds against the
@@ -29,7 +29,7 @@ pub(crate) fn spread(values: &Tensor) -> candle_core::Result<Tensor> {
     centred.sqr()?.mean_keepdim(1)?.sqrt()? + 0.1
 }
 
-/// The ordered errors of a model on held-out windows, at whole levels, as multiples of the [`spread`].
+/// The ordered errors of a model on held-out windows, at whole levels, as multiples of the spread.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Calibration {
     /// `(99, H, V)`; infinite where there were too few windows for the level.

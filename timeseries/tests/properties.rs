@@ -233,7 +233,7 @@ fn faults_are_named_with_their_line() {
         (
             "date,a\n0001-01-01 00:00,1\n2021-01-01 00:00,1\n2021-01-01 01:00,2\n2021-01-01 02:00,3\n",
             &plain,
-            "t.csv:3: 17707151 rows would have to be put between 0001-01-01T00:00:00 and 2021-01-01T00:00:00; is a time wrong?",
+            "t.csv:3: 17706959 rows would have to be put between 0001-01-01T00:00:00 and 2021-01-01T00:00:00; is a time wrong?",
         ),
         ("when,what\nnow,then\n", &plain, "t.csv: no column holds times; name one by --time"),
         (
