@@ -61,8 +61,8 @@ impl MotionConfig {
     /// and Motion Mamba.
     pub fn preset(name: &str) -> Option<Self> {
         let (d, layers, d_ff, levels, steps, batch) = match name {
-            "tiny" => (64, 2, 128, 2, [300, 800, 1000], 16),
-            "small" => (128, 4, 384, 4, [600, 3000, 4000], 16),
+            "tiny" => (64, 2, 128, 2, [300, 1500, 1500], 8),
+            "small" => (128, 3, 256, 4, [800, 6000, 8000], 8),
             "paper" => (256, 9, 1024, 11, [3000, 60_000, 60_000], 64),
             _ => return None,
         };
@@ -99,7 +99,7 @@ impl MotionConfig {
             peer_layers: if paper { 9 } else { 6 },
             latent: LatentDiffusionConfig::default(),
             train_evaluator: train(steps[0], 32, 1e-3, None),
-            train_vae: train(steps[1], batch, if paper { 1e-4 } else { 5e-4 }, None),
+            train_vae: train(steps[1], batch, if paper { 1e-4 } else { 1e-3 }, Some(0.998)),
             train_denoiser: train(steps[2], 64, if paper { 1e-4 } else { 5e-4 }, Some(0.995)),
         })
     }

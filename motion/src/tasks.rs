@@ -236,7 +236,7 @@ pub struct LatentDiffusionConfig {
 
 impl Default for LatentDiffusionConfig {
     fn default() -> Self {
-        Self { diffusion: DiffusionConfig::default(), drop_condition: 0.1, drop_label: 0.1, parts_per_clip: 24 }
+        Self { diffusion: DiffusionConfig::default(), drop_condition: 0.1, drop_label: 0.1, parts_per_clip: 8 }
     }
 }
 

@@ -63,7 +63,7 @@ impl Args {
         let preset = MotionConfig::preset(preset).ok_or_else(known)?;
         let mut cfg = self.settings.resolve(&preset)?;
         let denoisers = if self.peer { 2.0 } else { 1.0 };
-        let shares = [(&mut cfg.train_evaluator, 0.1), (&mut cfg.train_vae, 0.45), (&mut cfg.train_denoiser, 0.45 / denoisers)];
+        let shares = [(&mut cfg.train_evaluator, 0.05), (&mut cfg.train_vae, 0.6), (&mut cfg.train_denoiser, 0.35 / denoisers)];
         for (train, share) in shares {
             train.seed = self.settings.seed.unwrap_or(train.seed);
             train.max_minutes = self.minutes.map(|minutes| share * minutes).or(train.max_minutes);
