@@ -440,12 +440,12 @@ impl Diffusion {
     }
 }
 
-/// Sinusoids of positions or steps, half sines and half cosines: `(n, d)`.
-pub fn sinusoids(positions: &[f64], d: usize, dtype: DType, device: &Device) -> TensorResult<Tensor> {
+/// Sinusoids of positions or steps, half sines and half cosines, whose rates fall from 1 to 1 / `slowest`: `(n, d)`.
+pub fn sinusoids(positions: &[f64], d: usize, slowest: f64, dtype: DType, device: &Device) -> TensorResult<Tensor> {
     let half = d.div_ceil(2);
     let wave = |&position: &f64| {
         (0..d).map(move |i| {
-            let rate = (-(10_000f64.ln()) * (i % half) as f64 / half as f64).exp();
+            let rate = (-slowest.ln() * (i % half) as f64 / half as f64).exp();
             if i < half { (position * rate).sin() } else { (position * rate).cos() }
         })
     };
