@@ -61,14 +61,17 @@ impl MotionConfig {
     /// and Motion Mamba.
     pub fn preset(name: &str) -> Option<Self> {
         let (d, layers, d_ff, levels, steps, batch) = match name {
-            "tiny" => (64, 2, 128, 2, [300, 1500, 1500], 8),
+            "tiny" => (64, 2, 128, 2, [300, 2500, 2000], 8),
             "small" => (128, 3, 256, 4, [800, 6000, 8000], 8),
             "paper" => (256, 9, 1024, 11, [3000, 60_000, 60_000], 64),
             _ => return None,
         };
         let paper = name == "paper";
+        // Five seconds are learnt in minutes, ten take hours.
+        let max_frames = if paper { 200 } else { 100 };
         let vae = VaeConfig {
             latent_dim: d,
+            max_frames,
             n_layer: layers,
             d_ff,
             dropout: if paper { 0.1 } else { 0.0 },
@@ -79,7 +82,8 @@ impl MotionConfig {
             ssm_cfg: Mamba1Config { d_state: 16, ..Mamba1Config::default() },
             ..MotionMambaConfig::default()
         };
-        let base = TrainConfig { betas: (0.9, 0.99), weight_decay: 0.01, log_every: 20, ..TrainConfig::default() };
+        let base =
+            TrainConfig { betas: (0.9, 0.99), weight_decay: 0.01, log_every: 20, ..TrainConfig::default() };
         let train = |steps: u64, batch_size: usize, learning_rate: f64, ema: Option<f64>| TrainConfig {
             steps,
             batch_size,
@@ -91,9 +95,12 @@ impl MotionConfig {
             ..base.clone()
         };
         Some(Self {
-            source: SourceConfig::standard(),
-            crop: CropConfig::default(),
-            evaluator: EvaluatorSettings { d_model: if name == "tiny" { 48 } else { 96 }, ..Default::default() },
+            source: SourceConfig { mirror: name != "tiny", ..SourceConfig::standard() },
+            crop: CropConfig { max_frames, ..CropConfig::default() },
+            evaluator: EvaluatorSettings {
+                d_model: if name == "tiny" { 48 } else { 96 },
+                ..Default::default()
+            },
             vae,
             denoiser: NetworkConfig::MotionMamba(network),
             peer_layers: if paper { 9 } else { 6 },
@@ -109,9 +116,11 @@ impl MotionConfig {
         self.vae.validate()?;
         self.crop.validate(&self.vae)?;
         self.latent.diffusion.validate()?;
-        for (name, train) in
-            [("evaluator", &self.train_evaluator), ("vae", &self.train_vae), ("denoiser", &self.train_denoiser)]
-        {
+        for (name, train) in [
+            ("evaluator", &self.train_evaluator),
+            ("vae", &self.train_vae),
+            ("denoiser", &self.train_denoiser),
+        ] {
             train.validate().map_err(|e| Error::Config(format!("train_{name}: {e}")))?;
         }
         if self.latent.parts_per_clip == 0 {

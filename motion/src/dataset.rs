@@ -149,7 +149,11 @@ impl MotionData {
         for clip in loaded {
             if clip.poses.len() < MIN_FRAMES + 1 {
                 let n = clip.poses.len();
-                data.skipped.push(format!("{}: {n} frames at 20 a second, expected {}", clip.name, MIN_FRAMES + 1));
+                data.skipped.push(format!(
+                    "{}: {n} frames at 20 a second, expected {}",
+                    clip.name,
+                    MIN_FRAMES + 1
+                ));
                 continue;
             }
             let number = of_kind.entry(clip.kind.clone()).and_modify(|n| *n += 1).or_insert(1);
@@ -162,9 +166,10 @@ impl MotionData {
             let fields: BTreeMap<String, String> =
                 clip.fields.iter().map(|(name, value)| (name.clone(), exchange_sides(value))).collect();
             // Where no clip waves the right hand, there is no label for the mirror image of waving the left.
-            let named = data.groups.iter().all(|group| {
-                fields.get(&group.name).is_none_or(|value| group.values.contains(value))
-            });
+            let named = data
+                .groups
+                .iter()
+                .all(|group| fields.get(&group.name).is_none_or(|value| group.values.contains(value)));
             if cfg.mirror && role == Role::Train && named {
                 let name = format!("{}~", clip.name);
                 let captions = clip.captions.iter().map(|text| exchange_sides(text)).collect();
@@ -203,7 +208,9 @@ impl MotionData {
     pub fn fingerprint(&self) -> String {
         let mut bytes = format!("{:?}", self.groups).into_bytes();
         for clip in &self.clips {
-            bytes.extend(format!("{} {:?} {:?} {:?}", clip.name, clip.labels, clip.captions, clip.role).into_bytes());
+            bytes.extend(
+                format!("{} {:?} {:?} {:?}", clip.name, clip.labels, clip.captions, clip.role).into_bytes(),
+            );
             bytes.extend(clip.frames.iter().flatten().flat_map(|&x| (x as f32).to_le_bytes()));
         }
         mamba_datasets::job::sha256(&bytes)
@@ -259,14 +266,20 @@ fn load(path: &Path, cfg: &SourceConfig) -> Result<Loaded> {
         "npy" => {
             let values = humanml3d::read_features(path)?;
             let poses = features::to_poses(&features::frames_of(&values)?);
-            let text = path.ancestors().nth(2).unwrap_or(Path::new("")).join("texts").join(format!("{name}.txt"));
+            let text =
+                path.ancestors().nth(2).unwrap_or(Path::new("")).join("texts").join(format!("{name}.txt"));
             let captions = if text.exists() { humanml3d::read_captions(&text)? } else { Vec::new() };
             let whole = captions.into_iter().filter(|caption| caption.part.is_none());
             (poses, whole.map(|caption| caption.text).collect())
         }
         "txt" => {
             let motion = deepmimic::Clip::read(path)?.motion(LOOP_SECONDS);
-            (SkeletonMap::open(cfg.skeleton.as_deref().unwrap_or("deepmimic"))?.retarget(&motion).map_err(named)?, vec![])
+            (
+                SkeletonMap::open(cfg.skeleton.as_deref().unwrap_or("deepmimic"))?
+                    .retarget(&motion)
+                    .map_err(named)?,
+                vec![],
+            )
         }
         _ => (poses_of_bvh(path, cfg.skeleton.as_deref())?, vec![]),
     };
@@ -295,7 +308,9 @@ fn fields_of(name: &str, pattern: Option<&str>) -> Result<(BTreeMap<String, Stri
     let pieces: Vec<&str> = name.split('_').collect();
     let digits = |piece: &str| !piece.is_empty() && piece.bytes().all(|b| b.is_ascii_digit());
     let guess = match pieces[..] {
-        [first, _, _, take] if first.starts_with("dataset-") && digits(take) => "*_{content}_{style}_{take}".into(),
+        [first, _, _, take] if first.starts_with("dataset-") && digits(take) => {
+            "*_{content}_{style}_{take}".into()
+        }
         ["humanoid3d", ..] => format!("*_{}", "{content}"),
         [.., take] if pieces.len() > 1 && digits(take) => "{content}_{take}".to_string(),
         _ => "{content}".to_string(),
@@ -361,7 +376,8 @@ impl Standard {
                 .collect()
         };
         let mean = over(&|frame, i| frame[i]);
-        let mut std: Vec<f64> = over(&|frame, i| (frame[i] - mean[i]).powi(2)).iter().map(|v| v.sqrt()).collect();
+        let mut std: Vec<f64> =
+            over(&|frame, i| (frame[i] - mean[i]).powi(2)).iter().map(|v| v.sqrt()).collect();
         for kind in [0..1, 1..3, 3..4, POSITIONS, ROTATIONS, VELOCITIES, CONTACTS] {
             let average = std[kind.clone()].iter().sum::<f64>() / kind.len() as f64;
             std[kind].fill(average.max(1e-4));
@@ -371,7 +387,8 @@ impl Standard {
 
     /// Standardised features in a row.
     pub fn forward<'a>(&self, frames: impl IntoIterator<Item = &'a Frame>) -> Vec<f32> {
-        let frame = |frame: &'a Frame| (0..N_FEATURES).map(|i| (frame[i] as f32 - self.mean[i]) / self.std[i]);
+        let frame =
+            |frame: &'a Frame| (0..N_FEATURES).map(|i| (frame[i] as f32 - self.mean[i]) / self.std[i]);
         frames.into_iter().flat_map(frame).collect()
     }
 

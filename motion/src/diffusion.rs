@@ -107,9 +107,9 @@ pub fn respaced(steps: usize, respacing: &str) -> Result<Vec<usize>> {
         let stride = stride.ok_or_else(|| wrong(format!("no stride gives {count} steps")))?;
         return Ok((0..steps).step_by(stride).collect());
     }
-    let counts = respacing.split(',').map(|count| {
-        count.trim().parse::<usize>().map_err(|_| wrong(format!("{count:?} is no number")))
-    });
+    let counts = respacing
+        .split(',')
+        .map(|count| count.trim().parse::<usize>().map_err(|_| wrong(format!("{count:?} is no number"))));
     let counts: Vec<usize> = counts.collect::<Result<_>>()?;
     let (size, extra) = (steps / counts.len(), steps % counts.len());
     let (mut kept, mut start) = (Vec::new(), 0);
@@ -246,7 +246,14 @@ impl Diffusion {
         });
         let constants = Constants::new(kept.collect());
         let log_variance = constants.posterior_log_variance_clipped.clone();
-        Ok(Self { constants, timestep_map, prediction: cfg.prediction, min_snr: cfg.min_snr, clip: false, log_variance })
+        Ok(Self {
+            constants,
+            timestep_map,
+            prediction: cfg.prediction,
+            min_snr: cfg.min_snr,
+            clip: false,
+            log_variance,
+        })
     }
 
     /// Adds β as DDPM's variance, the largest sensible one, instead of the posterior's, the smallest.
@@ -331,7 +338,13 @@ impl Diffusion {
     }
 
     /// The clean sample that a model's output means.
-    fn x0(&self, x: &Tensor, t: &[usize], output: &Tensor, inpaint: Option<&Inpaint>) -> TensorResult<Tensor> {
+    fn x0(
+        &self,
+        x: &Tensor,
+        t: &[usize],
+        output: &Tensor,
+        inpaint: Option<&Inpaint>,
+    ) -> TensorResult<Tensor> {
         let c = &self.constants;
         let negative = |values: &[f64]| values.iter().map(|x| -x).collect::<Vec<f64>>();
         let x0 = match self.prediction {
@@ -441,7 +454,13 @@ impl Diffusion {
 }
 
 /// Sinusoids of positions or steps, half sines and half cosines, whose rates fall from 1 to 1 / `slowest`: `(n, d)`.
-pub fn sinusoids(positions: &[f64], d: usize, slowest: f64, dtype: DType, device: &Device) -> TensorResult<Tensor> {
+pub fn sinusoids(
+    positions: &[f64],
+    d: usize,
+    slowest: f64,
+    dtype: DType,
+    device: &Device,
+) -> TensorResult<Tensor> {
     let half = d.div_ceil(2);
     let wave = |&position: &f64| {
         (0..d).map(move |i| {

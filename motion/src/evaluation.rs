@@ -58,7 +58,12 @@ impl<'a> Comparison<'a> {
     ///
     /// # Errors
     /// No clip as long as a window.
-    pub fn new(data: &'a MotionData, shared: &'a Shared, evaluator: &'a Evaluator, device: &'a Device) -> Result<Self> {
+    pub fn new(
+        data: &'a MotionData,
+        shared: &'a Shared,
+        evaluator: &'a Evaluator,
+        device: &'a Device,
+    ) -> Result<Self> {
         let window = evaluator.config().window;
         let cut = |role: Role| -> Vec<(&'a [Frame], usize)> {
             let combination = |clip: &Clip| {
@@ -78,7 +83,10 @@ impl<'a> Comparison<'a> {
             windows => (windows, Role::Test),
         };
         if windows.len() < 2 {
-            return Err(Error::Motion(format!("{} windows of {window} frames, expected at least 2", windows.len())));
+            return Err(Error::Motion(format!(
+                "{} windows of {window} frames, expected at least 2",
+                windows.len()
+            )));
         }
         let rows = evaluator.embed_labels(&evaluator.config().combinations)?;
         let labels = rows.to_dtype(DType::F64)?.to_vec2()?;
@@ -131,7 +139,10 @@ impl<'a> Comparison<'a> {
         mut seen: impl FnMut(),
     ) -> Result<Row> {
         let request = |(frames, combination): &(&[Frame], usize)| Request {
-            labels: self.evaluator.config().combinations[*combination].iter().map(|&label| Some(label)).collect(),
+            labels: self.evaluator.config().combinations[*combination]
+                .iter()
+                .map(|&label| Some(label))
+                .collect(),
             frames: frames.len(),
         };
         let requests: Vec<Request> = self.windows.iter().map(request).collect();
@@ -150,9 +161,8 @@ impl<'a> Comparison<'a> {
                 values.entry(name).or_default().push(value);
             }
         }
-        let figure = |values: Vec<f64>| {
-            mean_and_interval(&values).map(|(mean, interval)| Figure { mean, interval })
-        };
+        let figure =
+            |values: Vec<f64>| mean_and_interval(&values).map(|(mean, interval)| Figure { mean, interval });
         Ok(values.into_iter().filter_map(|(name, values)| Some((name, figure(values)?))).collect())
     }
 

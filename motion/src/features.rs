@@ -16,8 +16,8 @@ use crate::quaternion::{
     Quat, Vec3, between, cont6d_to_matrix, inverse, mul, rotate, sub, to_cont6d, to_matrix,
 };
 use crate::skeleton::{
-    Bones, LEFT_FOOT, N_JOINTS, Pose, RIGHT_FOOT, facing, forward_kinematics_matrices,
-    inverse_kinematics, with_bones,
+    Bones, LEFT_FOOT, N_JOINTS, Pose, RIGHT_FOOT, facing, forward_kinematics_matrices, inverse_kinematics,
+    with_bones,
 };
 use crate::{Error, Result};
 use std::ops::Range;

@@ -34,7 +34,10 @@ pub fn frechet_distance(a: &[Point], b: &[Point]) -> f64 {
 }
 
 /// The same from means and covariances.
-pub fn gaussian_frechet_distance((mean_a, cov_a): (&[f64], &[Point]), (mean_b, cov_b): (&[f64], &[Point])) -> f64 {
+pub fn gaussian_frechet_distance(
+    (mean_a, cov_a): (&[f64], &[Point]),
+    (mean_b, cov_b): (&[f64], &[Point]),
+) -> f64 {
     let trace = |m: &[Point]| (0..m.len()).map(|i| m[i][i]).sum::<f64>();
     // tr (Σ₁ Σ₂)^½ = tr (Σ₁^½ Σ₂ Σ₁^½)^½, and the latter is symmetric.
     let root = square_root(cov_a);
@@ -65,7 +68,8 @@ fn eigen(m: &[Point]) -> (Vec<f64>, Vec<Point>) {
     let mut v: Vec<Point> = (0..d).map(|i| (0..d).map(|j| f64::from(u8::from(i == j))).collect()).collect();
     let size: f64 = a.iter().flatten().map(|x| x * x).sum();
     for _ in 0..100 {
-        let rest: f64 = (0..d).flat_map(|i| (0..i).map(move |j| (i, j))).map(|(i, j)| a[i][j] * a[i][j]).sum();
+        let rest: f64 =
+            (0..d).flat_map(|i| (0..i).map(move |j| (i, j))).map(|(i, j)| a[i][j] * a[i][j]).sum();
         if rest <= 1e-28 * size {
             break;
         }
@@ -81,8 +85,9 @@ fn eigen(m: &[Point]) -> (Vec<f64>, Vec<Point>) {
                 for row in a.iter_mut() {
                     (row[p], row[q]) = (c * row[p] - s * row[q], s * row[p] + c * row[q]);
                 }
-                for k in 0..d {
-                    (a[p][k], a[q][k]) = (c * a[p][k] - s * a[q][k], s * a[p][k] + c * a[q][k]);
+                let (rows_p, rows_q) = (a[p].clone(), a[q].clone());
+                for (k, (x, y)) in rows_p.into_iter().zip(rows_q).enumerate() {
+                    (a[p][k], a[q][k]) = (c * x - s * y, s * x + c * y);
                 }
                 for row in v.iter_mut() {
                     (row[p], row[q]) = (c * row[p] - s * row[q], s * row[p] + c * row[q]);
@@ -135,7 +140,17 @@ pub fn retrieval(motions: &[Point], labels: &[Point], kinds: &[usize], rng: &mut
         let mut others: Vec<usize> = (0..labels.len()).filter(|&other| other != kind).collect();
         rng.shuffle(&mut others);
         let far = others.iter().take(POOL - 1).map(|&other| distance(motion, &labels[other]));
-        let ahead: f64 = far.map(|d| if d < own { 1.0 } else if d == own { 0.5 } else { 0.0 }).sum();
+        let ahead: f64 = far
+            .map(|d| {
+                if d < own {
+                    1.0
+                } else if d == own {
+                    0.5
+                } else {
+                    0.0
+                }
+            })
+            .sum();
         for (k, hit) in hits.iter_mut().enumerate() {
             *hit += f64::from(u8::from(ahead <= k as f64));
         }
@@ -168,7 +183,8 @@ pub fn jerk(poses: &[Pose]) -> f64 {
         let odd = sub(four[3][j], four[0][j]);
         norm(add(odd, scale(sub(four[1][j], four[2][j]), 3.0))) * FPS.powi(3)
     };
-    let values: Vec<f64> = poses.windows(4).flat_map(|four| (0..N_JOINTS).map(move |j| third(four, j))).collect();
+    let values: Vec<f64> =
+        poses.windows(4).flat_map(|four| (0..N_JOINTS).map(move |j| third(four, j))).collect();
     mean(&values).unwrap_or(0.0)
 }
 
@@ -176,7 +192,8 @@ pub fn jerk(poses: &[Pose]) -> f64 {
 pub fn bone_error(poses: &[Pose]) -> f64 {
     let error = |pose: &Pose| {
         let bones = Bones::of(pose);
-        (1..N_JOINTS).map(|j| (bones.length(j) - Bones::REFERENCE.length(j)).abs()).sum::<f64>() / (N_JOINTS - 1) as f64
+        (1..N_JOINTS).map(|j| (bones.length(j) - Bones::REFERENCE.length(j)).abs()).sum::<f64>()
+            / (N_JOINTS - 1) as f64
     };
     mean(&poses.iter().map(error).collect::<Vec<_>>()).unwrap_or(0.0)
 }
@@ -227,7 +244,8 @@ mod tests {
             let cross = (a - b) * s * c;
             vec![vec![a * c * c + b * s * s, cross], vec![cross, a * s * s + b * c * c]]
         };
-        let d = gaussian_frechet_distance((&[0.0, 0.0], &turned(4.0, 1.0)), (&[3.0, 4.0], &turned(1.0, 25.0)));
+        let d =
+            gaussian_frechet_distance((&[0.0, 0.0], &turned(4.0, 1.0)), (&[3.0, 4.0], &turned(1.0, 25.0)));
         assert!((d - (25.0 + 1.0 + 16.0)).abs() < 1e-9, "{d}");
         // Axes that are not shared: tr (Σ₁Σ₂)^½ of 2×2 matrices is √(tr Σ₁Σ₂ + 2 √det Σ₁Σ₂).
         let (a, b) = (turned(4.0, 1.0), vec![vec![2.0, 0.0], vec![0.0, 3.0]]);
@@ -239,7 +257,8 @@ mod tests {
 
     #[test]
     fn the_frechet_distance_of_samples_approaches_that_of_their_gaussians() {
-        let identity: Vec<Point> = (0..4).map(|i| (0..4).map(|j| f64::from(u8::from(i == j))).collect()).collect();
+        let identity: Vec<Point> =
+            (0..4).map(|i| (0..4).map(|j| f64::from(u8::from(i == j))).collect()).collect();
         let a = gaussian(20_000, &[0.0; 4], &identity, 1);
         let b = gaussian(20_000, &[0.5; 4], &identity, 2);
         let d = frechet_distance(&a, &b);

@@ -114,7 +114,11 @@ where
         }
     }
     let head = pixel(pose[15]);
-    area.draw(&Circle::new((head.0, head.1 - (0.03 * scale) as i32), (0.09 * scale) as i32, COLORS[2].filled()))?;
+    area.draw(&Circle::new(
+        (head.0, head.1 - (0.03 * scale) as i32),
+        (0.09 * scale) as i32,
+        COLORS[2].filled(),
+    ))?;
     Ok(())
 }
 

@@ -96,7 +96,10 @@ impl SkeletonMap {
             };
             let total: f64 = parts.values().sum();
             if !(0.999..1.001).contains(&total) {
-                return Err(Error::file(path, format!("the weights of {name} add up to {total}, expected 1")));
+                return Err(Error::file(
+                    path,
+                    format!("the weights of {name} add up to {total}, expected 1"),
+                ));
             }
         }
         match map.map.keys().find(|name| !NAMES.contains(&name.as_str())) {
@@ -169,7 +172,7 @@ pub fn resample(poses: &[Pose], from: f64, to: f64) -> Result<Vec<Pose>> {
         let place = i as f64 * from / to;
         let (k, t) = (place.floor() as isize, place.fract());
         // A rate that is no whole multiple leaves rounding: what lies on a frame is that frame.
-        if t < 1e-9 || t > 1.0 - 1e-9 {
+        if !(1e-9..=1.0 - 1e-9).contains(&t) {
             return *at(place.round() as isize);
         }
         let near = [at(k - 1), at(k), at(k + 1), at(k + 2)];
@@ -186,9 +189,7 @@ fn cubic([a, b, c, d]: [f64; 4], t: f64) -> f64 {
 pub fn bone_error(poses: &[Pose]) -> f64 {
     let error = |pose: &Pose| {
         let bones = Bones::of(pose);
-        (1..N_JOINTS)
-            .map(|j| (bones.length(j) - Bones::REFERENCE.length(j)).abs())
-            .fold(0.0, f64::max)
+        (1..N_JOINTS).map(|j| (bones.length(j) - Bones::REFERENCE.length(j)).abs()).fold(0.0, f64::max)
     };
     poses.iter().map(error).fold(0.0, f64::max)
 }

@@ -44,8 +44,13 @@ const FORKS: [[usize; 4]; 2] = [[0, 1, 2, 3], [9, 13, 14, 12]];
 const ORDER: [usize; N_JOINTS] =
     [0, 1, 4, 7, 10, 2, 5, 8, 11, 3, 6, 9, 12, 15, 13, 16, 18, 20, 14, 17, 19, 21];
 /// Beyond the last joints of arms, legs and spine, in metres.
-const ENDS: [(usize, Vec3); 5] =
-    [(10, [0.0, 0.0, 0.05]), (11, [0.0, 0.0, 0.05]), (15, [0.0, 0.12, 0.0]), (20, [0.08, 0.0, 0.0]), (21, [-0.08, 0.0, 0.0])];
+const ENDS: [(usize, Vec3); 5] = [
+    (10, [0.0, 0.0, 0.05]),
+    (11, [0.0, 0.0, 0.05]),
+    (15, [0.0, 0.12, 0.0]),
+    (20, [0.08, 0.0, 0.0]),
+    (21, [-0.08, 0.0, 0.0]),
+];
 
 /// A BVH file of poses at `fps` frames a second; `unit` is how many units a metre has (100 writes centimetres).
 ///
@@ -80,8 +85,7 @@ pub fn to_bvh(poses: &[Pose], fps: f64, unit: f64) -> Bvh {
 
 /// Rest offsets of the joints. Bones that go out from one joint are rigid to each other: they rest in their mean place.
 fn offsets(poses: &[Pose]) -> Pose {
-    let mut offsets: Pose =
-        std::array::from_fn(|j| scale(normalize(REST[j]), Bones::REFERENCE.length(j)));
+    let mut offsets: Pose = std::array::from_fn(|j| scale(normalize(REST[j]), Bones::REFERENCE.length(j)));
     for fork in FORKS {
         for &child in &fork[1..] {
             let sum = poses.iter().fold([0.0; 3], |sum, pose| {

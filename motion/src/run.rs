@@ -153,9 +153,8 @@ impl Generator {
     pub fn open(dir: &Path, network: &str, device: &Device) -> Result<Self> {
         let shared = Shared::read(dir)?;
         let (_, vae) = open_model(&dir.join(VAE), device, MotionVae::new)?;
-        let (stored, denoiser) = open_model(&dir.join(network), device, |cfg: &StoredDenoiser, pb| {
-            Denoiser::new(&cfg.model, pb)
-        })?;
+        let (stored, denoiser) =
+            open_model(&dir.join(network), device, |cfg: &StoredDenoiser, pb| Denoiser::new(&cfg.model, pb))?;
         Ok(Self { shared, vae, denoiser, stored, device: device.clone(), dir: dir.to_owned() })
     }
 
@@ -252,4 +251,3 @@ pub fn embed_motions(
     }
     Ok(points)
 }
-

@@ -94,8 +94,8 @@ pub struct Bones([f64; N_JOINTS]);
 impl Bones {
     /// A grown-up of about 1.7 m, by rounded body proportions: what every motion is brought to.
     pub const REFERENCE: Self = Self([
-        0.0, 0.10, 0.10, 0.11, 0.40, 0.40, 0.13, 0.41, 0.41, 0.06, 0.14, 0.14, 0.22, 0.14, 0.14, 0.12, 0.11, 0.11,
-        0.27, 0.27, 0.25, 0.25,
+        0.0, 0.10, 0.10, 0.11, 0.40, 0.40, 0.13, 0.41, 0.41, 0.06, 0.14, 0.14, 0.22, 0.14, 0.14, 0.12, 0.11,
+        0.11, 0.27, 0.27, 0.25, 0.25,
     ]);
 
     /// Bones of given lengths; that of the root counts for nothing.

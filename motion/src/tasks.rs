@@ -67,7 +67,12 @@ impl Motions {
 
 /// A random part of each of `count` random clips. One length is drawn for all; shorter clips are taken whole, so that
 /// little of a batch is padding.
-fn crops<'a>(clips: &[&'a Clip], count: usize, crop: CropConfig, rng: &mut Rng) -> Vec<(&'a Clip, &'a [Frame])> {
+fn crops<'a>(
+    clips: &[&'a Clip],
+    count: usize,
+    crop: CropConfig,
+    rng: &mut Rng,
+) -> Vec<(&'a Clip, &'a [Frame])> {
     let length = crop.min_frames + rng.below(crop.max_frames - crop.min_frames + 1);
     let part = |_| {
         let clip = clips[rng.below(clips.len())];
@@ -112,7 +117,12 @@ pub struct VaeTask<'a> {
 
 impl<'a> VaeTask<'a> {
     /// A training of `params`.
-    pub fn new(cfg: &'a VaeConfig, train: &'a TrainConfig, set: TrainingSet<'a>, params: Params) -> Result<Self> {
+    pub fn new(
+        cfg: &'a VaeConfig,
+        train: &'a TrainConfig,
+        set: TrainingSet<'a>,
+        params: Params,
+    ) -> Result<Self> {
         set.crop.validate(cfg)?;
         let vae = MotionVae::new(cfg, &params.builder())?;
         params.check()?;
@@ -133,8 +143,10 @@ impl Task for VaeTask<'_> {
         let (batch, seed) = (self.train.batch_size, self.train.seed);
         let index = step * self.train.accumulate as u64 + micro as u64;
         let mut rng = Rng::stream(seed, "vae batch", index);
-        let parts: Vec<&[Frame]> =
-            crops(&self.set.train, batch, self.set.crop, &mut rng).into_iter().map(|(_, part)| part).collect();
+        let parts: Vec<&[Frame]> = crops(&self.set.train, batch, self.set.crop, &mut rng)
+            .into_iter()
+            .map(|(_, part)| part)
+            .collect();
         let motions = Motions::new(&parts, self.set.standard, self.params.device())?;
         let shape = (batch, self.cfg.latent_tokens, self.cfg.latent_dim);
         let noise = rng.normal_tensor(shape, 0.0, 1.0, self.params.dtype(), self.params.device())?;
@@ -144,10 +156,14 @@ impl Task for VaeTask<'_> {
     }
 
     fn evaluate(&mut self) -> mamba_core::Result<Vec<Metric>> {
-        let vae = MotionVae::new(self.cfg, &Params::frozen(self.params.to_tensors(), DType::F32, self.params.device()).builder())?;
+        let vae = MotionVae::new(
+            self.cfg,
+            &Params::frozen(self.params.to_tensors(), DType::F32, self.params.device()).builder(),
+        )?;
         let (mut loss, mut kl, mut rows) = (0.0, 0.0, 0.0);
         for clips in self.set.valid.chunks(SCORE_BATCH) {
-            let motions = Motions::new(&starts(clips, self.set.crop), self.set.standard, self.params.device())?;
+            let motions =
+                Motions::new(&starts(clips, self.set.crop), self.set.standard, self.params.device())?;
             let latent = vae.encode(&motions.values, &motions.lengths, None)?;
             let losses = vae.loss(&motions.values, &motions.lengths, &latent.mean.zeros_like()?, None)?;
             let n = clips.len() as f64;
@@ -210,7 +226,12 @@ impl LatentSet {
         if owners.is_empty() {
             return Err(Error::Motion("no clip to encode".into()));
         }
-        Ok(Self { mean: Tensor::cat(&means, 0)?, log_var: Tensor::cat(&log_vars, 0)?, lengths, clips: owners })
+        Ok(Self {
+            mean: Tensor::cat(&means, 0)?,
+            log_var: Tensor::cat(&log_vars, 0)?,
+            lengths,
+            clips: owners,
+        })
     }
 
     /// The factor that brings the latents to variance one, on which diffusion schedules count.
@@ -236,7 +257,12 @@ pub struct LatentDiffusionConfig {
 
 impl Default for LatentDiffusionConfig {
     fn default() -> Self {
-        Self { diffusion: DiffusionConfig::default(), drop_condition: 0.1, drop_label: 0.1, parts_per_clip: 8 }
+        Self {
+            diffusion: DiffusionConfig::default(),
+            drop_condition: 0.1,
+            drop_label: 0.1,
+            parts_per_clip: 8,
+        }
     }
 }
 
@@ -290,7 +316,18 @@ impl<'a> DenoiserTask<'a> {
         let labels = |data: &Labelled<'_>| data.clips.iter().map(|clip| clip.labels.clone()).collect();
         let (conditions, valid_conditions) = (labels(&data), valid.as_ref().map(labels).unwrap_or_default());
         let (latents, valid) = (data.latents, valid.map(|valid| valid.latents));
-        Ok(Self { cfg, train, fingerprint, params, denoiser, diffusion, latents, valid, conditions, valid_conditions })
+        Ok(Self {
+            cfg,
+            train,
+            fingerprint,
+            params,
+            denoiser,
+            diffusion,
+            latents,
+            valid,
+            conditions,
+            valid_conditions,
+        })
     }
 
     fn loss(
@@ -303,7 +340,8 @@ impl<'a> DenoiserTask<'a> {
     ) -> Result<Tensor> {
         let ids = Tensor::from_iter(rows.iter().map(|&i| i as u32), latents.mean.device())?;
         let (mean, log_var) = (latents.mean.index_select(&ids, 0)?, latents.log_var.index_select(&ids, 0)?);
-        let normal = |rng: &mut Rng| rng.normal_tensor(mean.shape().clone(), 0.0, 1.0, mean.dtype(), mean.device());
+        let normal =
+            |rng: &mut Rng| rng.normal_tensor(mean.shape().clone(), 0.0, 1.0, mean.dtype(), mean.device());
         let z = (&mean + ((log_var * 0.5)?.exp()? * normal(rng)?)?)?;
         let z = (z * self.cfg.latent_scale)?;
         let steps: Vec<usize> = rows.iter().map(|_| rng.below(self.diffusion.steps())).collect();
@@ -383,7 +421,12 @@ pub struct EvaluatorTask<'a> {
 
 impl<'a> EvaluatorTask<'a> {
     /// A training of `params` on the clips that have all labels.
-    pub fn new(cfg: EvaluatorConfig, train: &'a TrainConfig, set: TrainingSet<'a>, params: Params) -> Result<Self> {
+    pub fn new(
+        cfg: EvaluatorConfig,
+        train: &'a TrainConfig,
+        set: TrainingSet<'a>,
+        params: Params,
+    ) -> Result<Self> {
         let evaluator = Evaluator::new(&cfg, &params.builder())?;
         params.check()?;
         Ok(Self { cfg, train, set, params, evaluator })
@@ -426,7 +469,8 @@ impl Task for EvaluatorTask<'_> {
             let combinations: Vec<usize> = clips.iter().map(|clip| self.combination(clip)).collect();
             let part = evaluator.loss(&motions.values, &motions.lengths, &combinations)?;
             loss += clips.len() as f64 * f64::from(part.to_scalar::<f32>()?);
-            let likeliest = evaluator.logits(&motions.values, &motions.lengths)?.argmax(1)?.to_vec1::<u32>()?;
+            let likeliest =
+                evaluator.logits(&motions.values, &motions.lengths)?.argmax(1)?.to_vec1::<u32>()?;
             right += likeliest.iter().zip(&combinations).filter(|&(&a, &b)| a as usize == b).count();
             n += clips.len();
         }

@@ -236,7 +236,8 @@ fn diffusion(case: &Case) -> Result<()> {
     let Some(start) = case.get("loop.x_T") else { return Ok(()) };
     let noises = case.tensor("loop.noises")?;
     let steps = diffusion.steps();
-    for (name, sampler) in [("loop.p_sample_x0", Sampler::Ddpm), ("loop.ddim_x0", Sampler::Ddim { eta: 0.0 })] {
+    for (name, sampler) in [("loop.p_sample_x0", Sampler::Ddpm), ("loop.ddim_x0", Sampler::Ddim { eta: 0.0 })]
+    {
         let noise = |step: usize, _: &Tensor| noises.get(steps - 1 - step);
         close(name, &diffusion.sample(sampler, start.clone(), None, toy, noise)?)?;
     }

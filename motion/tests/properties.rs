@@ -7,3 +7,5 @@ mod formats;
 mod motion;
 #[path = "properties/networks.rs"]
 mod networks;
+#[path = "properties/text.rs"]
+mod text;

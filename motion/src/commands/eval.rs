@@ -102,8 +102,11 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
                 .collect::<Result<_, serde_json::Error>>()?;
             let windows = comparison.len();
             let dim = evaluator.config().dim;
-            println!("{}", serde_json::json!({ "windows": windows, "window": window, "dim": dim, "role": what,
-                "repetitions": args.repetitions, "figures": figures }));
+            println!(
+                "{}",
+                serde_json::json!({ "windows": windows, "window": window, "dim": dim, "role": what,
+                "repetitions": args.repetitions, "figures": figures })
+            );
         }
         Format::Human => print_table(&rows),
     }

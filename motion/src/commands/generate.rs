@@ -75,7 +75,11 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let most = generator.max_frames();
     if !(2..=most).contains(&frames) {
         let longest = most as f64 / FPS;
-        return Err(usage(format!("--length {} is {frames} frames, expected 2 to {most} ({longest} s)", args.length)).into());
+        return Err(usage(format!(
+            "--length {} is {frames} frames, expected 2 to {most} ({longest} s)",
+            args.length
+        ))
+        .into());
     }
     let (mut requests, mut names) = (Vec::new(), Vec::new());
     for label in &args.label {

@@ -31,7 +31,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         .map(|name| Ok((name, part(&args.checkpoint.join(name))?)));
     let parts: Vec<(&str, Value)> = parts.collect::<Result<_>>()?;
     if args.common.format == Format::Json {
-        let parts: serde_json::Map<_, _> = parts.into_iter().map(|(name, part)| (name.to_string(), part)).collect();
+        let parts: serde_json::Map<_, _> =
+            parts.into_iter().map(|(name, part)| (name.to_string(), part)).collect();
         println!("{}", json!({ "labels": shared.groups, "data": shared.data, "parts": parts }));
         return Ok(ExitCode::SUCCESS);
     }
@@ -66,7 +67,9 @@ fn part(dir: &Path) -> Result<Value> {
     };
     let best = match dir.join("metrics.jsonl").exists() {
         true => RunFolder::resume(dir)?.records()?.into_iter().rev().find_map(|record| match record {
-            Record::Valid { step, metrics, best: true, .. } => Some(json!({ "step": step, "metrics": metrics })),
+            Record::Valid { step, metrics, best: true, .. } => {
+                Some(json!({ "step": step, "metrics": metrics }))
+            }
             _ => None,
         }),
         false => None,

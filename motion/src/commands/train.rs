@@ -8,9 +8,7 @@ use mamba_core::run_folder::{RunFolder, RunInfo};
 use mamba_core::train::{self, Console, Outcome, Stop, Task, TrainConfig};
 use mamba_motion::config::MotionConfig;
 use mamba_motion::dataset::{Clip, MotionData, Role, SourceConfig, Standard};
-use mamba_motion::models::{
-    ConditionConfig, DenoiserConfig, EvaluatorConfig, MotionVae,
-};
+use mamba_motion::models::{ConditionConfig, DenoiserConfig, EvaluatorConfig, MotionVae};
 use mamba_motion::run::{DENOISER, EVALUATOR, PEER, Shared, VAE, open_model};
 use mamba_motion::tasks::{
     DenoiserTask, EvaluatorTask, Labelled, LatentSet, StoredDenoiser, TrainingSet, VaeTask,
@@ -59,11 +57,20 @@ pub(crate) struct Args {
 impl Args {
     fn resolve(&self) -> Result<MotionConfig> {
         let preset = self.preset.as_deref().unwrap_or(if self.data.is_empty() { "tiny" } else { "small" });
-        let known = || mamba_core::Error::Config(format!("--preset {preset}: expected one of {}", MotionConfig::PRESETS.join(", ")));
+        let known = || {
+            mamba_core::Error::Config(format!(
+                "--preset {preset}: expected one of {}",
+                MotionConfig::PRESETS.join(", ")
+            ))
+        };
         let preset = MotionConfig::preset(preset).ok_or_else(known)?;
         let mut cfg = self.settings.resolve(&preset)?;
         let denoisers = if self.peer { 2.0 } else { 1.0 };
-        let shares = [(&mut cfg.train_evaluator, 0.05), (&mut cfg.train_vae, 0.6), (&mut cfg.train_denoiser, 0.35 / denoisers)];
+        let shares = [
+            (&mut cfg.train_evaluator, 0.05),
+            (&mut cfg.train_vae, 0.6),
+            (&mut cfg.train_denoiser, 0.35 / denoisers),
+        ];
         for (train, share) in shares {
             train.seed = self.settings.seed.unwrap_or(train.seed);
             train.max_minutes = self.minutes.map(|minutes| share * minutes).or(train.max_minutes);
@@ -95,7 +102,8 @@ impl Stages<'_> {
     fn done(&self, name: &str) -> bool {
         let text = std::fs::read(self.args.out.join(name).join("run.json")).unwrap_or_default();
         let info: Option<RunInfo> = serde_json::from_slice(&text).ok();
-        info.and_then(|info| info.outcome).is_some_and(|outcome| outcome != format!("{:?}", Outcome::Interrupted))
+        info.and_then(|info| info.outcome)
+            .is_some_and(|outcome| outcome != format!("{:?}", Outcome::Interrupted))
     }
 
     fn fresh(&self, train: &TrainConfig) -> Params {
@@ -107,7 +115,8 @@ impl Stages<'_> {
         let folder = RunFolder::resume(self.args.out.join(name))?;
         self.console.note(&format!("{name}: {} parameters", task.params().count()));
         let settings = serde_json::json!({ "motion": self.cfg, "data": self.args.data });
-        let mut info = RunInfo::new("mamba-motion", env!("CARGO_PKG_VERSION"), &self.device, train.seed, settings);
+        let mut info =
+            RunInfo::new("mamba-motion", env!("CARGO_PKG_VERSION"), &self.device, train.seed, settings);
         folder.save_info(&info)?;
         let report = train::run(task, train, &folder, &mut self.console, &self.stop)?;
         info.finish(&format!("{:?}", report.outcome), report.step);
@@ -214,7 +223,9 @@ fn train_stages(stages: &mut Stages<'_>, data: &MotionData, shared: &Shared) -> 
     let model = DenoiserConfig {
         latent_tokens: cfg.vae.latent_tokens,
         latent_dim: cfg.vae.latent_dim,
-        condition: ConditionConfig::Labels { sizes: data.groups.iter().map(|group| group.values.len()).collect() },
+        condition: ConditionConfig::Labels {
+            sizes: data.groups.iter().map(|group| group.values.len()).collect(),
+        },
         network: cfg.denoiser.clone(),
     };
     let peer = model.transformer_peer(cfg.peer_layers)?;
@@ -228,16 +239,21 @@ fn train_stages(stages: &mut Stages<'_>, data: &MotionData, shared: &Shared) -> 
             let total = (clips.len() * cfg.latent.parts_per_clip) as u64;
             let mut progress = stages.args.common.progress(Some(total), "motions");
             let (mut done, seed) = (0, cfg.train_denoiser.seed);
-            let latents = LatentSet::new(&vae, clips, &set, cfg.latent.parts_per_clip, seed, &stages.device, |n| {
-                progress.inc((n - done) as u64);
-                done = n;
-            });
+            let latents =
+                LatentSet::new(&vae, clips, &set, cfg.latent.parts_per_clip, seed, &stages.device, |n| {
+                    progress.inc((n - done) as u64);
+                    done = n;
+                });
             progress.finish();
             latents
         };
         let latents = encode(&train, stages)?;
         let valid_latents = if valid.is_empty() { None } else { Some(encode(&valid, stages)?) };
-        let stored = StoredDenoiser { model: model.clone(), training: cfg.latent.clone(), latent_scale: latents.scale()? };
+        let stored = StoredDenoiser {
+            model: model.clone(),
+            training: cfg.latent.clone(),
+            latent_scale: latents.scale()?,
+        };
         let valid = valid_latents.map(|latents| Labelled { latents, clips: &valid });
         let params = stages.fresh(&cfg.train_denoiser);
         let labelled = Labelled { latents, clips: &train };
@@ -266,4 +282,3 @@ fn evaluator_config(data: &MotionData, cfg: &MotionConfig) -> EvaluatorConfig {
         combinations,
     }
 }
-

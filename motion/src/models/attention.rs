@@ -89,7 +89,11 @@ impl Layer {
         Ok(Self {
             attention: (norm("attention_norm")?, Attention::new(d, heads, &pb.pp("attention"))?),
             memory,
-            feed: (norm("feed_norm")?, projection(d, d_ff, &pb.pp("fc1"))?, projection(d_ff, d, &pb.pp("fc2"))?),
+            feed: (
+                norm("feed_norm")?,
+                projection(d, d_ff, &pb.pp("fc1"))?,
+                projection(d_ff, d, &pb.pp("fc2"))?,
+            ),
             dropout,
         })
     }

@@ -147,7 +147,11 @@ impl ConditionEncoder {
         match cfg {
             ConditionConfig::Labels { sizes } => {
                 let table = |(i, &size): (usize, &usize)| {
-                    let weight = pb.pp("labels").pp(i).get_no_decay((size + 1, d), "weight", Init::Normal { std: 1.0 })?;
+                    let weight = pb.pp("labels").pp(i).get_no_decay(
+                        (size + 1, d),
+                        "weight",
+                        Init::Normal { std: 1.0 },
+                    )?;
                     Ok(Embedding::from_tensor(weight))
                 };
                 Ok(Self::Labels(sizes.iter().enumerate().map(table).collect::<Result<_>>()?))
@@ -170,7 +174,11 @@ impl ConditionEncoder {
                     let size = table.weight().dim(0)?;
                     let ids: Vec<u32> = rows.iter().map(|row| row[i].map_or(0, |id| id as u32 + 1)).collect();
                     match ids.iter().find(|&&id| id as usize >= size) {
-                        Some(id) => candle_core::bail!("condition: label {} of group {i}, which has {}", id - 1, size - 1),
+                        Some(id) => candle_core::bail!(
+                            "condition: label {} of group {i}, which has {}",
+                            id - 1,
+                            size - 1
+                        ),
                         None => table.forward(&Tensor::from_vec(ids, rows.len(), device)?),
                     }
                 };
@@ -252,7 +260,13 @@ impl Denoiser {
 
     /// Latents `z` `(B, T, d)` noised to `steps` (of the original schedule), motions of `lengths` frames → what the
     /// diffusion predicts, `(B, T, d)`.
-    pub fn forward(&self, z: &Tensor, steps: &[usize], condition: &Condition, lengths: &[usize]) -> Result<Tensor> {
+    pub fn forward(
+        &self,
+        z: &Tensor,
+        steps: &[usize],
+        condition: &Condition,
+        lengths: &[usize],
+    ) -> Result<Tensor> {
         let (b, n, d) = z.dims3()?;
         if [steps.len(), condition.len(), lengths.len()] != [b; 3] || n != self.latent_tokens {
             candle_core::bail!(

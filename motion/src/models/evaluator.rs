@@ -41,7 +41,9 @@ impl EvaluatorConfig {
             c.len() != self.sizes.len() || c.iter().zip(&self.sizes).any(|(value, size)| value >= size)
         });
         if [self.d_model, self.n_layer, self.dim, self.sizes.len()].contains(&0) || self.window < 2 || wrong {
-            return Err(Error::Config("evaluator: sizes must be at least 1, window 2, combinations within sizes".into()));
+            return Err(Error::Config(
+                "evaluator: sizes must be at least 1, window 2, combinations within sizes".into(),
+            ));
         }
         Ok(())
     }
@@ -67,11 +69,13 @@ impl Evaluator {
         let norm = |pb: ParamBuilder| Norm::new(NormKind::Rms, d, 1e-5, &pb);
         let block = |i: usize| {
             let pb = pb.pp("blocks").pp(i);
-            let mixer = BiMamba::new(d, &Mamba1Config::default(), (true, true), Combine::Add, cfg.n_layer, &pb)?;
+            let mixer =
+                BiMamba::new(d, &Mamba1Config::default(), (true, true), Combine::Add, cfg.n_layer, &pb)?;
             Ok((norm(pb.pp("norm"))?, mixer))
         };
         let table = |(i, &size): (usize, &usize)| {
-            let weight = pb.pp("labels").pp(i).get_no_decay((size, d), "weight", Init::Normal { std: 1.0 })?;
+            let weight =
+                pb.pp("labels").pp(i).get_no_decay((size, d), "weight", Init::Normal { std: 1.0 })?;
             Ok(Embedding::from_tensor(weight))
         };
         Ok(Self {

@@ -183,7 +183,13 @@ struct MotionMambaBlock {
 }
 
 impl MotionMambaBlock {
-    fn new(n_tokens: usize, d: usize, scans: usize, cfg: &MotionMambaConfig, pb: &ParamBuilder) -> Result<Self> {
+    fn new(
+        n_tokens: usize,
+        d: usize,
+        scans: usize,
+        cfg: &MotionMambaConfig,
+        pb: &ParamBuilder,
+    ) -> Result<Self> {
         let gate = pb.pp("gate");
         let weight = gate.get((d, d), "weight", Init::linear(d).scaled(0.1))?;
         Ok(Self {
@@ -217,7 +223,10 @@ impl MotionMamba {
         let n_tokens = latent_tokens + 2;
         let scans = cfg.scans();
         let blocks = |name: &str, scans: &mut dyn Iterator<Item = &usize>| -> Result<Vec<MotionMambaBlock>> {
-            scans.enumerate().map(|(i, &k)| MotionMambaBlock::new(n_tokens, d, k, cfg, &pb.pp(name).pp(i))).collect()
+            scans
+                .enumerate()
+                .map(|(i, &k)| MotionMambaBlock::new(n_tokens, d, k, cfg, &pb.pp(name).pp(i)))
+                .collect()
         };
         let rms = |pb: ParamBuilder| Norm::new(NormKind::Rms, d, EPS, &pb);
         Ok(Self {

@@ -72,7 +72,9 @@ impl VaeConfig {
             )));
         }
         if !latent_dim.is_multiple_of(n_head) {
-            return Err(Error::Config(format!("vae: n_head {n_head} does not divide latent_dim {latent_dim}")));
+            return Err(Error::Config(format!(
+                "vae: n_head {n_head} does not divide latent_dim {latent_dim}"
+            )));
         }
         let positive = |x: f64| x >= 0.0 && x.is_finite();
         if !(0.0..1.0).contains(&self.dropout) || !positive(self.kl_weight) || !positive(self.change_weight) {
@@ -151,7 +153,12 @@ impl MotionVae {
             encoder: layers(&encoder, false)?,
             encoder_norm: norm(&encoder)?,
             mean: projection(d, d, &encoder.pp("mean"))?,
-            log_var: projection(d, d, &encoder.pp("log_var"))?,
+            log_var: {
+                let pb = encoder.pp("log_var");
+                let weight = pb.get((d, d), "weight", Init::linear(d).scaled(0.1))?;
+                // With variances of one at first, the noise would teach the decoder to pass the latent over.
+                Linear::from_tensors(weight, Some(pb.get_no_decay(d, "bias", Init::Const(-4.0))?))
+            },
             query: projection(cfg.latent_tokens * d, d, &decoder.pp("query"))?,
             decoder: layers(&decoder, true)?,
             decoder_norm: norm(&decoder)?,
@@ -199,7 +206,13 @@ impl MotionVae {
     }
 
     /// The loss of motions; `noise` `(B, T, d)` draws the latents, `rng` drops values.
-    pub fn loss(&self, motion: &Tensor, lengths: &[usize], noise: &Tensor, mut rng: Option<&mut Rng>) -> Result<VaeLoss> {
+    pub fn loss(
+        &self,
+        motion: &Tensor,
+        lengths: &[usize],
+        noise: &Tensor,
+        mut rng: Option<&mut Rng>,
+    ) -> Result<VaeLoss> {
         let latent = self.encode(motion, lengths, rng.as_deref_mut())?;
         let decoded = self.decode(&latent.sample(noise)?, lengths, rng)?;
         let l = decoded.dim(1)?;
@@ -222,7 +235,9 @@ impl MotionVae {
     fn check(&self, lengths: &[usize], rows: usize, l: usize) -> Result<()> {
         let most = self.cfg.max_frames;
         if lengths.len() != rows || lengths.iter().any(|&n| n == 0 || n > l || n > most) {
-            candle_core::bail!("vae: lengths {lengths:?} for {rows} motions of {l} frames, expected 1 to {most} each");
+            candle_core::bail!(
+                "vae: lengths {lengths:?} for {rows} motions of {l} frames, expected 1 to {most} each"
+            );
         }
         Ok(())
     }

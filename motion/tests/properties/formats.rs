@@ -138,7 +138,10 @@ fn deepmimic_errors_say_what_and_where() {
     assert!(message("{\n\"Frames\": 3}").starts_with("c.txt:2: not a DeepMimic clip"));
     assert_eq!(message(&frame("0.1, 0")), "c.txt: frame 1 has 2 numbers, expected 44");
     assert_eq!(message(r#"{"Frames": [[0.1]]}"#), "c.txt: 1 frames, expected at least 2");
-    assert_eq!(message(&frame("1").replace("wrap", "spin")), "c.txt: Loop is \"spin\", expected wrap or none");
+    assert_eq!(
+        message(&frame("1").replace("wrap", "spin")),
+        "c.txt: Loop is \"spin\", expected wrap or none"
+    );
     let zeros = vec!["0.1"; 4].into_iter().chain(vec!["0"; 40]).collect::<Vec<_>>().join(",");
     assert_eq!(message(&frame(&zeros)), "c.txt: frame 1: the quaternion of root is [0.0, 0.0, 0.0, 0.0]");
 }

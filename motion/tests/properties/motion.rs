@@ -29,7 +29,12 @@ fn features_to_joints_to_features_is_a_round_trip() {
         let again = features::from_canonical(&poses, FOOT_STILL);
         // Smoothing looks ahead, so that the last frames depend on one frame that features do not have.
         let kept = clip.frames.len().saturating_sub(100);
-        assert!(frame_distance(&again[..kept], &clip.frames[..kept]) < 1e-3, "{}: {}", clip.name, frame_distance(&again[..kept], &clip.frames[..kept]));
+        assert!(
+            frame_distance(&again[..kept], &clip.frames[..kept]) < 1e-3,
+            "{}: {}",
+            clip.name,
+            frame_distance(&again[..kept], &clip.frames[..kept])
+        );
         assert!(distance(&features::to_poses(&again), &poses[..again.len()]) < 1e-6, "{}", clip.name);
     }
 }
@@ -39,7 +44,12 @@ fn both_ways_back_to_joints_agree() {
     for clip in clips() {
         let by_positions = features::to_poses(&clip.frames);
         let by_rotations = features::to_poses_by_rotations(&clip.frames, &Bones::REFERENCE);
-        assert!(distance(&by_positions, &by_rotations) < 0.02, "{}: {}", clip.name, distance(&by_positions, &by_rotations));
+        assert!(
+            distance(&by_positions, &by_rotations) < 0.02,
+            "{}: {}",
+            clip.name,
+            distance(&by_positions, &by_rotations)
+        );
     }
 }
 
@@ -87,7 +97,9 @@ fn the_rig_shows_the_poses_with_constant_bones_and_curves_without_jumps() {
         assert!(retarget::bone_error(&shown) < 1e-9, "{}", clip.name);
         let rigid = rig::rigid(&poses);
         assert!(distance(&rigid, &shown) < 1e-9);
-        let jump = |pair: &[Vec<f64>]| pair[0].iter().zip(&pair[1]).skip(3).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        let jump = |pair: &[Vec<f64>]| {
+            pair[0].iter().zip(&pair[1]).skip(3).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+        };
         let largest = bvh.frames.windows(2).map(jump).fold(0.0, f64::max);
         assert!(largest < 181.0, "{}: an angle jumps by {largest} degrees", clip.name);
         let again = mamba_motion::formats::bvh::Bvh::parse(&bvh.to_string(), "r.bvh".as_ref()).unwrap();
@@ -112,7 +124,9 @@ fn what_is_held_out_is_the_fourth_of_each_and_never_its_mirror() {
     assert!(data.of_role(Role::Test).is_empty(), "one clip of each label");
     let folder = tempfile::tempdir().unwrap();
     let bvh = rig::to_bvh(&features::to_poses(&data.clips[0].frames), FPS, 100.0);
-    for (kind, takes) in [("dataset-1_walk_happy", 2), ("dataset-2_walk_happy", 4), ("dataset-2_wave-left-hand_sad", 5)] {
+    for (kind, takes) in
+        [("dataset-1_walk_happy", 2), ("dataset-2_walk_happy", 4), ("dataset-2_wave-left-hand_sad", 5)]
+    {
         for take in 1..=takes {
             bvh.write(folder.path().join(format!("{kind}_{take:03}.bvh"))).unwrap();
         }
@@ -124,7 +138,10 @@ fn what_is_held_out_is_the_fourth_of_each_and_never_its_mirror() {
     assert_eq!(names(Role::Valid).len(), 3);
     let mirrored: Vec<String> = names(Role::Train).into_iter().filter(|name| name.ends_with('~')).collect();
     assert!(!mirrored.is_empty() && mirrored.iter().all(|name| name.contains("walk")), "{mirrored:?}");
-    assert!(mirrored.iter().all(|name| !name.contains("_004")), "the mirror image of a test clip would be the test");
+    assert!(
+        mirrored.iter().all(|name| !name.contains("_004")),
+        "the mirror image of a test clip would be the test"
+    );
     let groups: Vec<&str> = data.groups.iter().map(|group| group.name.as_str()).collect();
     assert_eq!(groups, ["content", "style"]);
 }
@@ -150,12 +167,21 @@ fn bandai_namco_files_become_people_on_the_floor() {
         return;
     };
     let folder = tempfile::tempdir().unwrap();
-    let status = std::process::Command::new("tar").arg("xzf").arg(&archive).arg("-C").arg(folder.path()).status().unwrap();
+    let status = std::process::Command::new("tar")
+        .arg("xzf")
+        .arg(&archive)
+        .arg("-C")
+        .arg(folder.path())
+        .status()
+        .unwrap();
     assert!(status.success());
     let cfg = SourceConfig { mirror: false, ..SourceConfig::standard() };
     let data = MotionData::load(&[folder.path().to_path_buf()], &cfg).unwrap();
     assert_eq!(data.clips.len() + data.skipped.len(), 453);
-    assert!(data.of_role(Role::Test).len() > 60 && data.of_role(Role::Test).iter().all(|clip| clip.name.starts_with("dataset-2")));
+    assert!(
+        data.of_role(Role::Test).len() > 60
+            && data.of_role(Role::Test).iter().all(|clip| clip.name.starts_with("dataset-2"))
+    );
     for clip in &data.clips {
         let poses = features::to_poses(&clip.frames);
         let heads = poses.iter().filter(|pose| pose[15][1] > pose[0][1] && pose[0][1] > 0.4).count();

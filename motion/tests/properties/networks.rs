@@ -5,8 +5,8 @@ use mamba_core::optim::{AdamW, AdamWConfig, Gradients};
 use mamba_core::{Mamba1Config, Params, Rng};
 use mamba_motion::features::N_FEATURES;
 use mamba_motion::models::{
-    Condition, ConditionConfig, Denoiser, DenoiserConfig, Evaluator, EvaluatorConfig, Join, MotionMambaConfig,
-    MotionVae, NetworkConfig, TransformerConfig, VaeConfig,
+    Condition, ConditionConfig, Denoiser, DenoiserConfig, Evaluator, EvaluatorConfig, Join,
+    MotionMambaConfig, MotionVae, NetworkConfig, TransformerConfig, VaeConfig,
 };
 
 const CPU: Device = Device::Cpu;
@@ -16,7 +16,15 @@ fn random(shape: impl Into<candle_core::Shape>, seed: u64) -> Tensor {
 }
 
 fn vae_config() -> VaeConfig {
-    VaeConfig { latent_dim: 16, n_layer: 2, n_head: 2, d_ff: 24, dropout: 0.0, max_frames: 32, ..VaeConfig::default() }
+    VaeConfig {
+        latent_dim: 16,
+        n_layer: 2,
+        n_head: 2,
+        d_ff: 24,
+        dropout: 0.0,
+        max_frames: 32,
+        ..VaeConfig::default()
+    }
 }
 
 fn mamba_config(join: Join) -> NetworkConfig {
@@ -53,7 +61,9 @@ fn difference(a: &Tensor, b: &Tensor) -> f32 {
 fn expect_all_train(what: &str, params: &Params, loss: &Tensor, but: impl Fn(&str) -> bool) {
     let grads = loss.backward().unwrap();
     for param in params.named().iter().filter(|param| !but(param.name())) {
-        let grad = grads.get(param.var().unwrap()).unwrap_or_else(|| panic!("{what}: {} has no gradient", param.name()));
+        let grad = grads
+            .get(param.var().unwrap())
+            .unwrap_or_else(|| panic!("{what}: {} has no gradient", param.name()));
         let size = grad.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
         assert!(size.is_finite() && size > 0.0, "{what}: the squared gradient of {} is {size}", param.name());
     }
@@ -102,7 +112,8 @@ fn levels_have_2k_minus_1_scans_mirrored() -> Result<()> {
     let denoiser = Denoiser::new(&cfg, &params.builder())?;
     assert_eq!(denoiser.motion_mamba().unwrap().scans(), [5, 3, 1, 1, 3, 5]);
     for (level, scans) in [("encoder.0", 5), ("encoder.2", 1), ("decoder.0", 1), ("decoder.2", 5)] {
-        let shape = |name: &str| params.get(&format!("network.{level}.htm.{name}")).unwrap().tensor().dims().to_vec();
+        let shape =
+            |name: &str| params.get(&format!("network.{level}.htm.{name}")).unwrap().tensor().dims().to_vec();
         assert_eq!(shape("A_log"), [scans * 32, 4], "{level}");
         assert_eq!(shape("dt_proj.weight"), [scans, 32, 1], "{level}");
         assert_eq!(shape("join.weight"), [32, scans * 32], "{level}");
@@ -199,7 +210,10 @@ fn wrong_shapes_are_refused_with_their_numbers() -> Result<()> {
     let vae = MotionVae::new(&vae_config(), &params.builder())?;
     let message = vae.encode(&random((1, 40, N_FEATURES), 1), &[40], None).unwrap_err().to_string();
     assert!(message.contains("[40]") && message.contains("1 to 32"), "{message}");
-    let denoiser = Denoiser::new(&denoiser_config(mamba_config(Join::Linear), label_config()), &params.builder().pp("d"))?;
+    let denoiser = Denoiser::new(
+        &denoiser_config(mamba_config(Join::Linear), label_config()),
+        &params.builder().pp("d"),
+    )?;
     let message = denoiser.forward(&random((1, 3, 16), 1), &[1], &labels(), &[4]).unwrap_err().to_string();
     assert!(message.contains("1 latents of 3 tokens, 1 steps, 3 conditions"), "{message}");
     let unknown = Condition::Labels(vec![vec![Some(3), None]]);
