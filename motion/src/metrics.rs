@@ -43,7 +43,8 @@ pub fn gaussian_frechet_distance(
     let root = square_root(cov_a);
     let inner = product(&product(&root, cov_b), &root);
     let cross: f64 = eigen(&inner).0.iter().map(|x| x.max(0.0).sqrt()).sum();
-    distance(mean_a, mean_b).powi(2) + trace(cov_a) + trace(cov_b) - 2.0 * cross
+    // Rounding can bring the distance of equal Gaussians below 0.
+    (distance(mean_a, mean_b).powi(2) + trace(cov_a) + trace(cov_b) - 2.0 * cross).max(0.0)
 }
 
 fn product(a: &[Point], b: &[Point]) -> Vec<Point> {

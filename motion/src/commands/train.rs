@@ -243,12 +243,13 @@ fn train_stages(stages: &mut Stages<'_>, data: &MotionData, shared: &Shared) -> 
                 LatentSet::new(&vae, clips, &set, cfg.latent.parts_per_clip, seed, &stages.device, |n| {
                     progress.inc((n - done) as u64);
                     done = n;
+                    !stages.stop.requested()
                 });
             progress.finish();
             latents
         };
-        let latents = encode(&train, stages)?;
-        let valid_latents = if valid.is_empty() { None } else { Some(encode(&valid, stages)?) };
+        let Some(latents) = encode(&train, stages)? else { return Ok(false) };
+        let valid_latents = if valid.is_empty() { None } else { encode(&valid, stages)? };
         let stored = StoredDenoiser {
             model: model.clone(),
             training: cfg.latent.clone(),
