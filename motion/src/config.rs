@@ -61,14 +61,17 @@ impl MotionConfig {
     /// and Motion Mamba.
     pub fn preset(name: &str) -> Option<Self> {
         let (d, layers, d_ff, levels, steps, batch) = match name {
-            "tiny" => (64, 2, 128, 2, [300, 800, 1000], 16),
-            "small" => (128, 4, 384, 4, [600, 3000, 4000], 16),
+            "tiny" => (64, 2, 128, 2, [300, 2500, 2000], 8),
+            "small" => (128, 3, 256, 4, [800, 6000, 8000], 8),
             "paper" => (256, 9, 1024, 11, [3000, 60_000, 60_000], 64),
             _ => return None,
         };
         let paper = name == "paper";
+        // Five seconds are learnt in minutes, ten take hours.
+        let max_frames = if paper { 200 } else { 100 };
         let vae = VaeConfig {
             latent_dim: d,
+            max_frames,
             n_layer: layers,
             d_ff,
             dropout: if paper { 0.1 } else { 0.0 },
@@ -92,8 +95,8 @@ impl MotionConfig {
             ..base.clone()
         };
         Some(Self {
-            source: SourceConfig::standard(),
-            crop: CropConfig::default(),
+            source: SourceConfig { mirror: name != "tiny", ..SourceConfig::standard() },
+            crop: CropConfig { max_frames, ..CropConfig::default() },
             evaluator: EvaluatorSettings {
                 d_model: if name == "tiny" { 48 } else { 96 },
                 ..Default::default()
@@ -103,7 +106,7 @@ impl MotionConfig {
             peer_layers: if paper { 9 } else { 6 },
             latent: LatentDiffusionConfig::default(),
             train_evaluator: train(steps[0], 32, 1e-3, None),
-            train_vae: train(steps[1], batch, if paper { 1e-4 } else { 5e-4 }, None),
+            train_vae: train(steps[1], batch, if paper { 1e-4 } else { 1e-3 }, Some(0.998)),
             train_denoiser: train(steps[2], 64, if paper { 1e-4 } else { 5e-4 }, Some(0.995)),
         })
     }

@@ -68,7 +68,7 @@ pub struct SourceConfig {
     pub names: Option<String>,
     /// A skeleton map's name or file; null guesses by the joints' names.
     pub skeleton: Option<String>,
-    /// Add the mirror image of every training clip, with left and right exchanged in its labels.
+    /// Add the mirror image of every training clip, with left and right exchanged in its labels, where such labels exist.
     pub mirror: bool,
     /// Every so many-th clip of the same labels is held out for the test; 0 for none.
     pub hold_out_every: usize,
@@ -114,8 +114,10 @@ impl MotionData {
         Self::new(loaded, cfg)
     }
 
-    /// The clips that come with the crate: DeepMimic's, under the MIT licence.
+    /// The clips that come with the crate: DeepMimic's, under the MIT licence. Each label has one clip, so none is held
+    /// out, whatever the settings say.
     pub fn bundled(cfg: &SourceConfig) -> Result<Self> {
+        let cfg = &SourceConfig { hold_out_every: 0, valid_every: 0, ..cfg.clone() };
         let name = Path::new("samples/deepmimic.json.gz");
         let mut text = String::new();
         let compressed = &include_bytes!("../samples/deepmimic.json.gz")[..];
@@ -161,9 +163,15 @@ impl MotionData {
                 kept += 1;
                 if cfg.valid_every > 0 && kept % cfg.valid_every == 0 { Role::Valid } else { Role::Train }
             };
-            if cfg.mirror && role == Role::Train {
+            let fields: BTreeMap<String, String> =
+                clip.fields.iter().map(|(name, value)| (name.clone(), exchange_sides(value))).collect();
+            // Where no clip waves the right hand, there is no label for the mirror image of waving the left.
+            let named = data
+                .groups
+                .iter()
+                .all(|group| fields.get(&group.name).is_none_or(|value| group.values.contains(value)));
+            if cfg.mirror && role == Role::Train && named {
                 let name = format!("{}~", clip.name);
-                let fields = clip.fields.iter().map(|(k, v)| (k.clone(), exchange_sides(v))).collect();
                 let captions = clip.captions.iter().map(|text| exchange_sides(text)).collect();
                 let poses = clip.poses.iter().map(mirror).collect();
                 data.push(Loaded { name, fields, captions, poses, kind: String::new() }, role)?;

@@ -227,6 +227,8 @@ pub struct Diffusion {
     min_snr: Option<f64>,
     /// Clean samples are clipped to [-1, 1].
     clip: bool,
+    /// Logarithm of the variance that DDPM adds at each step.
+    log_variance: Vec<f64>,
 }
 
 impl Diffusion {
@@ -243,7 +245,23 @@ impl Diffusion {
             beta
         });
         let constants = Constants::new(kept.collect());
-        Ok(Self { constants, timestep_map, prediction: cfg.prediction, min_snr: cfg.min_snr, clip: false })
+        let log_variance = constants.posterior_log_variance_clipped.clone();
+        Ok(Self {
+            constants,
+            timestep_map,
+            prediction: cfg.prediction,
+            min_snr: cfg.min_snr,
+            clip: false,
+            log_variance,
+        })
+    }
+
+    /// Adds β as DDPM's variance, the largest sensible one, instead of the posterior's, the smallest.
+    pub fn large_variance(mut self) -> Self {
+        let Constants { betas, posterior_variance, .. } = &self.constants;
+        let variance = |i: usize| if i == 0 { posterior_variance[1.min(betas.len() - 1)] } else { betas[i] };
+        self.log_variance = (0..betas.len()).map(|i| variance(i).ln()).collect();
+        self
     }
 
     /// Whether clean samples are clipped to [-1, 1] on the way.
@@ -360,7 +378,7 @@ impl Diffusion {
     ) -> TensorResult<Posterior> {
         let x0 = self.x0(x, t, output, inpaint)?;
         let mean = self.posterior_mean(&x0, x, t)?;
-        let log_variance = self.at(&self.constants.posterior_log_variance_clipped, t, x)?;
+        let log_variance = self.at(&self.log_variance, t, x)?;
         Ok(Posterior { mean, log_variance, x0 })
     }
 
@@ -376,7 +394,7 @@ impl Diffusion {
         let c = &self.constants;
         let (mean, sigma): (Tensor, Vec<f64>) = match sampler {
             Sampler::Ddpm => {
-                let sigma = c.posterior_log_variance_clipped.iter().map(|x| (0.5 * x).exp());
+                let sigma = self.log_variance.iter().map(|x| (0.5 * x).exp());
                 (posterior.mean.clone(), sigma.collect())
             }
             Sampler::Ddim { eta } => {
@@ -396,13 +414,12 @@ impl Diffusion {
         mean + noise.broadcast_mul(&self.at(&sigma, t, x)?)?
     }
 
-    /// The noise that a clean sample leaves in `x`.
+    /// The noise that a clean sample leaves in `x`. Where little noise is left this is a small difference of large
+    /// numbers: the order of the operations is upstream's.
     fn epsilon(&self, x: &Tensor, t: &[usize], x0: &Tensor) -> TensorResult<Tensor> {
         let c = &self.constants;
-        let minus: Vec<f64> = c.sqrt_recipm1_alphas_cumprod.iter().map(|r| -1.0 / r).collect();
-        let ratio = c.sqrt_recip_alphas_cumprod.iter().zip(&c.sqrt_recipm1_alphas_cumprod);
-        let ratio: Vec<f64> = ratio.map(|(a, b)| a / b).collect();
-        self.blend(t, (&ratio, x), (&minus, x0))
+        let difference = (x.broadcast_mul(&self.at(&c.sqrt_recip_alphas_cumprod, t, x)?)? - x0)?;
+        difference.broadcast_div(&self.at(&c.sqrt_recipm1_alphas_cumprod, t, x)?)
     }
 
     /// The noisier sample after step `t` (the DDIM process backwards).
@@ -436,12 +453,18 @@ impl Diffusion {
     }
 }
 
-/// Sinusoids of positions or steps, half sines and half cosines: `(n, d)`.
-pub fn sinusoids(positions: &[f64], d: usize, dtype: DType, device: &Device) -> TensorResult<Tensor> {
+/// Sinusoids of positions or steps, half sines and half cosines, whose rates fall from 1 to 1 / `slowest`: `(n, d)`.
+pub fn sinusoids(
+    positions: &[f64],
+    d: usize,
+    slowest: f64,
+    dtype: DType,
+    device: &Device,
+) -> TensorResult<Tensor> {
     let half = d.div_ceil(2);
     let wave = |&position: &f64| {
         (0..d).map(move |i| {
-            let rate = (-(10_000f64.ln()) * (i % half) as f64 / half as f64).exp();
+            let rate = (-slowest.ln() * (i % half) as f64 / half as f64).exp();
             if i < half { (position * rate).sin() } else { (position * rate).cos() }
         })
     };

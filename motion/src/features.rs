@@ -91,7 +91,9 @@ pub fn from_canonical(poses: &[Pose], still: f64) -> Vec<Frame> {
 
 fn frame([now, next]: [&Pose; 2], [q, q_next]: [&[Quat; N_JOINTS]; 2], still: f64) -> Frame {
     let mut frame = [0.0; N_FEATURES];
-    frame[0] = mul(q_next[0], inverse(q[0]))[2].clamp(-1.0, 1.0).asin();
+    // Upstream takes no heed of the sign of w: a person who turns past -z then turns the wrong way for a frame.
+    let turn = mul(q_next[0], inverse(q[0]));
+    frame[0] = (turn[2] * turn[0].signum()).clamp(-1.0, 1.0).asin();
     let velocity = rotate(q_next[0], sub(next[0], now[0]));
     (frame[1], frame[2], frame[3]) = (velocity[0], velocity[2], now[0][1]);
     let place = [now[0][0], 0.0, now[0][2]];

@@ -43,7 +43,8 @@ pub fn gaussian_frechet_distance(
     let root = square_root(cov_a);
     let inner = product(&product(&root, cov_b), &root);
     let cross: f64 = eigen(&inner).0.iter().map(|x| x.max(0.0).sqrt()).sum();
-    distance(mean_a, mean_b).powi(2) + trace(cov_a) + trace(cov_b) - 2.0 * cross
+    // Rounding can bring the distance of equal Gaussians below 0.
+    (distance(mean_a, mean_b).powi(2) + trace(cov_a) + trace(cov_b) - 2.0 * cross).max(0.0)
 }
 
 fn product(a: &[Point], b: &[Point]) -> Vec<Point> {
@@ -85,8 +86,9 @@ fn eigen(m: &[Point]) -> (Vec<f64>, Vec<Point>) {
                 for row in a.iter_mut() {
                     (row[p], row[q]) = (c * row[p] - s * row[q], s * row[p] + c * row[q]);
                 }
-                for k in 0..d {
-                    (a[p][k], a[q][k]) = (c * a[p][k] - s * a[q][k], s * a[p][k] + c * a[q][k]);
+                let (rows_p, rows_q) = (a[p].clone(), a[q].clone());
+                for (k, (x, y)) in rows_p.into_iter().zip(rows_q).enumerate() {
+                    (a[p][k], a[q][k]) = (c * x - s * y, s * x + c * y);
                 }
                 for row in v.iter_mut() {
                     (row[p], row[q]) = (c * row[p] - s * row[q], s * row[p] + c * row[q]);

@@ -137,7 +137,8 @@ impl Picture for Moment<'_> {
         let height = area.dim_in_pixel().1 as i32;
         for (i, motion) in self.motions.iter().enumerate() {
             let left = i as i32 * GIF_CELL.0 as i32;
-            area.draw(&Text::new(motion.name.to_string(), (left + 6, 4), plot::font(15)))?;
+            let short: String = motion.name.chars().take(26).collect();
+            area.draw(&Text::new(short, (left + 6, 4), plot::font(15)))?;
             let pose = &motion.poses[self.frame.min(motion.poses.len() - 1)];
             figure(area, pose, (left + GIF_CELL.0 as i32 / 2, height - 34), f64::from(GIF_CELL.1) / 2.3)?;
         }

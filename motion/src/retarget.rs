@@ -172,7 +172,7 @@ pub fn resample(poses: &[Pose], from: f64, to: f64) -> Result<Vec<Pose>> {
         let place = i as f64 * from / to;
         let (k, t) = (place.floor() as isize, place.fract());
         // A rate that is no whole multiple leaves rounding: what lies on a frame is that frame.
-        if t < 1e-9 || t > 1.0 - 1e-9 {
+        if !(1e-9..=1.0 - 1e-9).contains(&t) {
             return *at(place.round() as isize);
         }
         let near = [at(k - 1), at(k), at(k + 1), at(k + 2)];

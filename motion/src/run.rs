@@ -168,8 +168,8 @@ impl Generator {
         self.vae.config().max_frames
     }
 
-    /// Motions for requests, as features. The same request, place in the list and seed give the same motion, whatever
-    /// else is asked for.
+    /// Motions for requests, as features. The same request, place in the list and seed give the same motion, up to
+    /// rounding, whatever else is asked for.
     pub fn generate(&self, requests: &[Request], options: &SampleOptions) -> Result<Vec<Vec<Frame>>> {
         let most = self.max_frames();
         if let Some(request) = requests.iter().find(|request| !(2..=most).contains(&request.frames)) {

@@ -195,7 +195,7 @@ pub struct LatentSet {
 }
 
 impl LatentSet {
-    /// `per_clip` parts of every clip, encoded; `seen` is told after each batch how many clips are done.
+    /// `per_clip` parts of every clip, encoded; `go_on` is told after each batch how many are done. None if it says no.
     pub fn new(
         vae: &MotionVae,
         clips: &[&Clip],
@@ -203,8 +203,8 @@ impl LatentSet {
         per_clip: usize,
         seed: u64,
         device: &Device,
-        mut seen: impl FnMut(usize),
-    ) -> Result<Self> {
+        mut go_on: impl FnMut(usize) -> bool,
+    ) -> Result<Option<Self>> {
         let (mut means, mut log_vars, mut lengths, mut owners) = (vec![], vec![], vec![], vec![]);
         let mut jobs: Vec<(usize, &[Frame])> = Vec::new();
         for (i, &clip) in clips.iter().enumerate() {
@@ -221,17 +221,15 @@ impl LatentSet {
             log_vars.push(latent.log_var);
             lengths.extend(motions.lengths);
             owners.extend(batch.iter().map(|(i, _)| *i));
-            seen(owners.len());
+            if !go_on(owners.len()) {
+                return Ok(None);
+            }
         }
         if owners.is_empty() {
             return Err(Error::Motion("no clip to encode".into()));
         }
-        Ok(Self {
-            mean: Tensor::cat(&means, 0)?,
-            log_var: Tensor::cat(&log_vars, 0)?,
-            lengths,
-            clips: owners,
-        })
+        let (mean, log_var) = (Tensor::cat(&means, 0)?, Tensor::cat(&log_vars, 0)?);
+        Ok(Some(Self { mean, log_var, lengths, clips: owners }))
     }
 
     /// The factor that brings the latents to variance one, on which diffusion schedules count.
@@ -261,7 +259,7 @@ impl Default for LatentDiffusionConfig {
             diffusion: DiffusionConfig::default(),
             drop_condition: 0.1,
             drop_label: 0.1,
-            parts_per_clip: 24,
+            parts_per_clip: 8,
         }
     }
 }

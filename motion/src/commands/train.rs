@@ -67,9 +67,9 @@ impl Args {
         let mut cfg = self.settings.resolve(&preset)?;
         let denoisers = if self.peer { 2.0 } else { 1.0 };
         let shares = [
-            (&mut cfg.train_evaluator, 0.1),
-            (&mut cfg.train_vae, 0.45),
-            (&mut cfg.train_denoiser, 0.45 / denoisers),
+            (&mut cfg.train_evaluator, 0.05),
+            (&mut cfg.train_vae, 0.6),
+            (&mut cfg.train_denoiser, 0.35 / denoisers),
         ];
         for (train, share) in shares {
             train.seed = self.settings.seed.unwrap_or(train.seed);
@@ -243,12 +243,13 @@ fn train_stages(stages: &mut Stages<'_>, data: &MotionData, shared: &Shared) -> 
                 LatentSet::new(&vae, clips, &set, cfg.latent.parts_per_clip, seed, &stages.device, |n| {
                     progress.inc((n - done) as u64);
                     done = n;
+                    !stages.stop.requested()
                 });
             progress.finish();
             latents
         };
-        let latents = encode(&train, stages)?;
-        let valid_latents = if valid.is_empty() { None } else { Some(encode(&valid, stages)?) };
+        let Some(latents) = encode(&train, stages)? else { return Ok(false) };
+        let valid_latents = if valid.is_empty() { None } else { encode(&valid, stages)? };
         let stored = StoredDenoiser {
             model: model.clone(),
             training: cfg.latent.clone(),

@@ -279,7 +279,7 @@ impl Denoiser {
         }
         let waves = |values: &[usize]| {
             let values: Vec<f64> = values.iter().map(|&x| x as f64).collect();
-            sinusoids(&values, d, z.dtype(), z.device()) // (B, d)
+            sinusoids(&values, d, 10_000.0, z.dtype(), z.device()) // (B, d)
         };
         let step = self.step[1].forward(&self.step[0].forward(&waves(steps)?)?.silu()?)?;
         let step = (step + self.length.forward(&waves(lengths)?)?)?.unsqueeze(1)?; // (B, 1, d)

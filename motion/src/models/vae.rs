@@ -4,10 +4,11 @@
 //!
 //! ```text
 //! encoder  [μ tokens, σ tokens, frames] → layers → the first tokens → (μ, log σ²)
-//! decoder  L queries that are positions only, attending to each other and to z → L frames
+//! decoder  L queries: positions and a map of z; attending to each other and to z → L frames
 //! ```
 //!
-//! Other than upstream, layers are pre-norm without long skips, and two linear maps read μ and log σ² off their tokens.
+//! Other than upstream, layers are pre-norm without long skips, two linear maps read μ and log σ² off their tokens, queries
+//! see z from the beginning, and position waves have periods of 0.3 to 30 s.
 
 use super::attention::{Layer, LayerConfig, padding_mask, projection};
 use crate::diffusion::sinusoids;
@@ -16,6 +17,9 @@ use candle_core::{Module, Result, Tensor};
 use mamba_core::nn::{Linear, Norm, NormKind};
 use mamba_core::{Error, Init, ParamBuilder, Rng};
 use serde::{Deserialize, Serialize};
+
+/// The slowest position wave takes 2π times so many frames: the waves span a motion, and few are nearly constant.
+const SLOWEST: f64 = 100.0;
 
 /// Hyper-parameters of the VAE.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -126,6 +130,7 @@ pub struct MotionVae {
     encoder_norm: Norm,
     mean: Linear,
     log_var: Linear,
+    query: Linear,
     decoder: Vec<Layer>,
     decoder_norm: Norm,
     output: Linear,
@@ -148,7 +153,13 @@ impl MotionVae {
             encoder: layers(&encoder, false)?,
             encoder_norm: norm(&encoder)?,
             mean: projection(d, d, &encoder.pp("mean"))?,
-            log_var: projection(d, d, &encoder.pp("log_var"))?,
+            log_var: {
+                let pb = encoder.pp("log_var");
+                let weight = pb.get((d, d), "weight", Init::linear(d).scaled(0.1))?;
+                // With variances of one at first, the noise would teach the decoder to pass the latent over.
+                Linear::from_tensors(weight, Some(pb.get_no_decay(d, "bias", Init::Const(-4.0))?))
+            },
+            query: projection(cfg.latent_tokens * d, d, &decoder.pp("query"))?,
             decoder: layers(&decoder, true)?,
             decoder_norm: norm(&decoder)?,
             output: projection(d, N_FEATURES, &decoder.pp("output"))?,
@@ -186,7 +197,8 @@ impl MotionVae {
         let l = lengths.iter().copied().max().unwrap_or(0);
         self.check(lengths, z.dim(0)?, l)?;
         let mask = padding_mask(lengths, 0, l, z)?;
-        let mut x = self.positions(l, z)?.unsqueeze(0)?.repeat((lengths.len(), 1, 1))?; // (B, L, d)
+        let query = self.query.forward(&z.flatten_from(1)?)?.unsqueeze(1)?; // (B, 1, d)
+        let mut x = query.broadcast_add(&self.positions(l, z)?.unsqueeze(0)?)?; // (B, L, d)
         for layer in &self.decoder {
             x = layer.forward(&x, mask.as_ref(), Some(z), rng.as_deref_mut())?;
         }
@@ -217,7 +229,7 @@ impl MotionVae {
 
     fn positions(&self, l: usize, like: &Tensor) -> Result<Tensor> {
         let positions: Vec<f64> = (0..l).map(|i| i as f64).collect();
-        sinusoids(&positions, self.cfg.latent_dim, like.dtype(), like.device()) // (L, d)
+        sinusoids(&positions, self.cfg.latent_dim, SLOWEST, like.dtype(), like.device()) // (L, d)
     }
 
     fn check(&self, lengths: &[usize], rows: usize, l: usize) -> Result<()> {
