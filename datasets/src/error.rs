@@ -230,23 +230,14 @@ pub enum Error {
         expected: String,
     },
     /// What was to be imported does not hold the whole set.
-    #[error(
-        "{} holds {found} of the {of} files of data set {name}; missing: {missing}{reason}; expected: {import}",
-        path.display()
-    )]
+    #[error("{} holds {found} of data set {name}; expected: {import}", path.display())]
     Import {
         /// The set.
         name: String,
         /// Where the files were looked for.
         path: PathBuf,
-        /// How many were found.
-        found: usize,
-        /// How many there are.
-        of: usize,
-        /// Some of those that are missing.
-        missing: String,
-        /// A file that has the right name and another content.
-        reason: String,
+        /// How much of it was found, what is missing and why.
+        found: String,
         /// Which copies can be imported.
         import: String,
     },

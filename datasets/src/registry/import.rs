@@ -74,13 +74,11 @@ pub fn import(set: &DataSet, path: &Path, home: &Home) -> Result<()> {
     if missing.len() > 3 {
         names.push("…");
     }
+    let (found, of) = (set.files.len() - missing.len(), set.files.len());
     Err(Error::Import {
         name: set.name.clone(),
         path: path.to_owned(),
-        found: set.files.len() - missing.len(),
-        of: set.files.len(),
-        missing: names.join(", "),
-        reason,
+        found: format!("{found} of the {of} files (missing: {}){reason}", names.join(", ")),
         import: set.import.clone(),
     })
 }

@@ -46,7 +46,7 @@ fn an_incomplete_copy_says_what_is_missing_and_keeps_what_is_right() {
     write(&dir.path().join("copy/a.txt"), b"frost");
     write(&dir.path().join("copy/g.fa"), b">x\nACGT\n");
     let error = import(&set, &dir.path().join("copy"), &home).unwrap_err().to_string();
-    assert!(error.contains("holds 1 of the 2 files of data set toy; missing: sub/a.txt"), "{error}");
+    assert!(error.contains("holds 1 of the 2 files (missing: sub/a.txt)"), "{error}");
     assert!(error.contains("a.txt is not the file that is expected: SHA-256"), "{error}");
     write(&dir.path().join("rest"), b"first");
     // What the cache has already counts only where the copy has it too: a copy is judged by itself.
@@ -112,5 +112,5 @@ fn an_original_is_converted_and_its_result_checked() {
     changed[3] = b'4';
     write(&dir.path().join("ml/ratings.dat"), &changed);
     let error = import(&right, &dir.path().join("ml"), &home).unwrap_err().to_string();
-    assert!(error.contains("ratings.dat has SHA-256") && error.contains("missing: h.txt"), "{error}");
+    assert!(error.contains("ratings.dat has SHA-256") && error.contains("(missing: h.txt)"), "{error}");
 }
