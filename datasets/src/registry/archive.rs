@@ -12,8 +12,8 @@ use crate::{Error, Result};
 const DEEPEST: usize = 16;
 
 /// Goes through everything below `path` (a file, a folder, a zip, tar, tar.gz or gz file, and such files in a folder),
-/// sorted by name. `wants` sees each file's path and, where it is known, its size; `found` gets the content of those
-/// that are wanted and have at most `most` bytes.
+/// sorted by name. `wants` sees the size of each file, where it is known; `found` gets name and content of those that are
+/// wanted and have at most `most` bytes.
 pub(super) fn visit(
     path: &Path,
     most: u64,

@@ -1,10 +1,10 @@
 //! Where data sets are on this machine.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::{DataFile, DataSet, Digest, import};
 use crate::{AtomicFile, Error, Result};
-use std::io::Write;
 
 /// The folders that data sets are in: a cache that this crate fills, and perhaps a folder that others filled.
 #[derive(Clone, Debug)]
@@ -123,13 +123,12 @@ impl Home {
                 for file in &set.files {
                     check(&folder.join(&file.path), &file.digest)?;
                 }
+                Ok(place)
             }
-            Place::Bundled => {}
-            Place::Packed(_) | Place::Absent => {
-                self.resolve(set, "")?;
-            }
+            Place::Bundled => Ok(place),
+            // What can be unpacked is checked on the way, and then in the cache.
+            Place::Packed(_) | Place::Absent => self.resolve(set, "").map(|_| self.find(set)),
         }
-        Ok(place)
     }
 
     /// Writes a checked file to its place in the cache, whole or not at all.

@@ -42,7 +42,14 @@ impl Server {
         // Ends with the process, as tests do.
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
-                let Some(request) = read(&stream) else { continue };
+                let Some(mut request) = read(&stream) else { continue };
+                // A proxy is asked for a tunnel, through which the request then comes.
+                if request.line.starts_with("CONNECT ") {
+                    seen.lock().unwrap().push(request);
+                    let _ = (&stream).write_all(b"HTTP/1.1 200 Connection established\r\n\r\n");
+                    let Some(tunnelled) = read(&stream) else { continue };
+                    request = tunnelled;
+                }
                 let number = {
                     let mut seen = seen.lock().unwrap();
                     seen.push(request.clone());
