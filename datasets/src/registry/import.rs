@@ -26,7 +26,8 @@ pub fn import(set: &DataSet, path: &Path, home: &Home) -> Result<()> {
         None => true,
     };
     let most = sizes.last().copied().max(original).unwrap_or(0);
-    let most = if by_size { most } else { 2 * most };
+    // Headers and line ends are free where only the content counts.
+    let most = if by_size { most } else { 2 * most + (1 << 16) };
 
     visit(path, most, &wants, &mut |name, content| {
         let matching: Vec<usize> = missing

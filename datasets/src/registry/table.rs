@@ -163,7 +163,7 @@ impl Registry {
             reason,
         };
         let entries: Entries = toml::from_str(sets).map_err(|e| {
-            let line = e.span().map_or(0, |span| sets[..span.start].lines().count().max(1));
+            let line = e.span().map_or(0, |span| sets[..span.start].matches('\n').count() + 1);
             table("toml", line, e.message().to_owned())
         })?;
         let mut urls = Vec::new();

@@ -7,34 +7,34 @@ use std::thread;
 
 /// One request: its first line and its headers in lower case.
 #[derive(Clone, Debug)]
-pub struct Request {
-    pub line: String,
-    pub headers: Vec<String>,
+pub(crate) struct Request {
+    pub(crate) line: String,
+    pub(crate) headers: Vec<String>,
 }
 
 impl Request {
     /// The first byte of a `range: bytes=N-` header.
-    pub fn range(&self) -> Option<usize> {
+    pub(crate) fn range(&self) -> Option<usize> {
         let header = self.headers.iter().find_map(|h| h.strip_prefix("range: bytes="))?;
         header.strip_suffix('-')?.parse().ok()
     }
 
-    pub fn path(&self) -> &str {
+    pub(crate) fn path(&self) -> &str {
         self.line.split(' ').nth(1).unwrap()
     }
 }
 
 /// What goes back, byte for byte; then the connection is closed.
-pub type Answer = Vec<u8>;
+pub(crate) type Answer = Vec<u8>;
 
-pub struct Server {
-    pub address: String,
+pub(crate) struct Server {
+    pub(crate) address: String,
     requests: Arc<Mutex<Vec<Request>>>,
 }
 
 impl Server {
     /// Answers every request by `handler`, which is given its number from 0.
-    pub fn start(handler: impl Fn(usize, &Request) -> Answer + Send + 'static) -> Self {
+    pub(crate) fn start(handler: impl Fn(usize, &Request) -> Answer + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let requests = Arc::new(Mutex::new(Vec::new()));
@@ -61,11 +61,11 @@ impl Server {
         Self { address, requests }
     }
 
-    pub fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 
-    pub fn requests(&self) -> Vec<Request> {
+    pub(crate) fn requests(&self) -> Vec<Request> {
         self.requests.lock().unwrap().clone()
     }
 }
@@ -78,7 +78,7 @@ fn read(stream: &TcpStream) -> Option<Request> {
 }
 
 /// An answer with these headers and this body.
-pub fn answer(status: &str, headers: &[String], body: &[u8]) -> Answer {
+pub(crate) fn answer(status: &str, headers: &[String], body: &[u8]) -> Answer {
     let mut answer = format!("HTTP/1.1 {status}\r\nConnection: close\r\n").into_bytes();
     for header in headers {
         answer.extend_from_slice(format!("{header}\r\n").as_bytes());
@@ -89,12 +89,12 @@ pub fn answer(status: &str, headers: &[String], body: &[u8]) -> Answer {
 }
 
 /// The whole content, as a server without ranges sends it.
-pub fn whole(content: &[u8]) -> Answer {
+pub(crate) fn whole(content: &[u8]) -> Answer {
     answer("200 OK", &[format!("Content-Length: {}", content.len())], content)
 }
 
 /// What was asked for, whole or from a byte on.
-pub fn ranged(request: &Request, content: &[u8]) -> Answer {
+pub(crate) fn ranged(request: &Request, content: &[u8]) -> Answer {
     match request.range() {
         None => whole(content),
         Some(from) if from >= content.len() => {
@@ -110,7 +110,7 @@ pub fn ranged(request: &Request, content: &[u8]) -> Answer {
 }
 
 /// The answer without its last bytes: the connection is cut.
-pub fn cut(mut answer: Answer, last: usize) -> Answer {
+pub(crate) fn cut(mut answer: Answer, last: usize) -> Answer {
     answer.truncate(answer.len() - last);
     answer
 }
