@@ -188,7 +188,7 @@ mod tests {
             let message = config.validate().unwrap_err().to_string();
             assert!(message.contains(name), "{message}");
         }
-        let ssm_cfg = Mamba1Config { expand: most, ..base.ssm_cfg.clone() };
+        let ssm_cfg = mamba_core::Mamba1Config { expand: most, ..Default::default() }.into();
         assert!(CaduceusConfig { ssm_cfg, ..base }.validate().is_err());
     }
 }

@@ -208,7 +208,7 @@ impl Embedder {
             return Err(Error::Config(format!("layer {blocks}: the model has {n_layer} layers")));
         }
         // x and z of both strands are the widest there is.
-        let widest = 4 * checkpoint.config().ssm_cfg.d_inner(d_model) * size_of::<f32>();
+        let widest = 4 * checkpoint.config().ssm_cfg.expand() * d_model * size_of::<f32>();
         let most_bases = (LARGEST_TENSOR / widest).max(1);
         let model = checkpoint.model(dtype, device)?;
         Ok(Self { model, d_model, options, device: device.clone(), most_bases })

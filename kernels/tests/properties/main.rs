@@ -2,11 +2,11 @@
 //! sizes, the direction, the segments, the chunks and the number of threads.
 
 mod causal_conv1d;
+mod compact;
 mod conv2d;
 mod cross_entropy;
 mod gelu;
 mod instance_norm;
-mod compact;
 mod linear;
 mod norm;
 mod selective_scan;

@@ -207,7 +207,7 @@ impl ConditionEncoder {
 
 #[derive(Clone, Debug)]
 enum Network {
-    MotionMamba(MotionMamba),
+    MotionMamba(Box<MotionMamba>),
     Transformer { layers: Vec<Layer>, norm: Norm, output: Linear },
 }
 
@@ -229,7 +229,9 @@ impl Denoiser {
         let (n, d) = (cfg.latent_tokens, cfg.latent_dim);
         let net = pb.pp("network");
         let network = match &cfg.network {
-            NetworkConfig::MotionMamba(mamba) => Network::MotionMamba(MotionMamba::new(n, d, mamba, &net)?),
+            NetworkConfig::MotionMamba(mamba) => {
+                Network::MotionMamba(Box::new(MotionMamba::new(n, d, mamba, &net)?))
+            }
             NetworkConfig::Transformer(TransformerConfig { n_layer, n_head, d_ff }) => {
                 let layer = LayerConfig { d, heads: *n_head, d_ff: *d_ff, dropout: 0.0 };
                 let layers = (0..*n_layer).map(|i| Layer::new(layer, false, &net.pp("layers").pp(i)));

@@ -70,7 +70,7 @@ impl Evaluator {
         let block = |i: usize| {
             let pb = pb.pp("blocks").pp(i);
             let mixer =
-                BiMamba::new(d, &Mamba1Config::default(), (true, true), Combine::Add, cfg.n_layer, &pb)?;
+                BiMamba::new(d, Mamba1Config::default(), (true, true), Combine::Add, cfg.n_layer, &pb)?;
             Ok((norm(pb.pp("norm"))?, mixer))
         };
         let table = |(i, &size): (usize, &usize)| {
