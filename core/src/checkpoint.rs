@@ -147,8 +147,8 @@ fn load_weights(path: &Path, key: Option<&str>) -> Result<Weights> {
         load_shards(path)
     } else if [".bin", ".pt", ".pth", ".ckpt"].iter().any(|end| name.ends_with(end)) {
         Ok((load_torch(path, key)?, vec![path.to_path_buf()]))
-    } else if !path.exists() {
-        Err(Error::io(path, std::io::ErrorKind::NotFound.into()))
+    } else if let Err(missing) = path.metadata() {
+        Err(Error::io(path, missing))
     } else {
         Err(Error::checkpoint(path, "is neither a folder nor a .safetensors, .bin, .pt, .pth or .ckpt file"))
     }

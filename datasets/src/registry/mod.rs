@@ -55,16 +55,14 @@ pub fn info(name: &str) -> Result<&'static DataSet> {
 ///
 /// A set that is not on this machine is an error that says how to get it; nothing is downloaded.
 pub fn resolve(name_or_path: &str) -> Result<PathBuf> {
-    if Path::new(name_or_path).exists() {
+    let Err(missing) = Path::new(name_or_path).metadata() else {
         return Ok(name_or_path.into());
-    }
+    };
     let (name, part) = name_or_path.split_once('/').unwrap_or((name_or_path, ""));
     match info(name) {
         Ok(set) => Home::from_env()?.resolve(set, part),
         Err(error) if name_or_path.contains(['/', '\\', '.']) => Err(match error {
-            Error::UnknownSet { .. } => {
-                Error::io("open", Path::new(name_or_path))(std::io::ErrorKind::NotFound.into())
-            }
+            Error::UnknownSet { .. } => Error::io("open", Path::new(name_or_path))(missing),
             other => other,
         }),
         Err(error) => Err(error),

@@ -13,11 +13,13 @@ use std::marker::PhantomData;
 /// Channels of one task.
 const TASK_CHANNELS: usize = 512;
 
-/// Whether [`step`] computes this scan, and faster than the general way: each segment is one token, B and C are per token
-/// and shared by all channels, and the states fill registers well.
+/// Whether [`step`] computes this scan, and faster than the general way: each segment is one token that goes on from a
+/// state, B and C are per token and shared by all channels, and the states fill registers well. Sequences of one token
+/// without a state go the general way, so that they have the same bits beside longer ones.
 pub(super) fn fits<T: Real>(scan: &Scan<'_, T>) -> bool {
     let dims = &scan.dims;
-    (dims.b_groups, dims.c_groups) == (1, 1)
+    scan.initial_state.is_some()
+        && (dims.b_groups, dims.c_groups) == (1, 1)
         && scan.segments.iter().all(|s| s.len() == 1)
         && 2 * dims.n >= dispatch(LaneCount::<T>(PhantomData))
 }
@@ -26,10 +28,7 @@ pub(super) fn fits<T: Real>(scan: &Scan<'_, T>) -> bool {
 pub(super) fn step<T: Real>(scan: &Scan<'_, T>) -> Forward<T> {
     let (d, n) = (scan.dims.d, scan.dims.n);
     let mut y = vec![T::default(); scan.u.len()];
-    let mut last_state = match scan.initial_state {
-        Some(state) => state.to_vec(),
-        None => vec![T::default(); scan.segments.len() * d * n],
-    };
+    let mut last_state = scan.initial_state.expect("a state to go on from").to_vec();
     let (out, state) = (SharedMut::new(&mut y), SharedMut::new(&mut last_state));
     let blocks = d.div_ceil(TASK_CHANNELS);
     let task = |i: usize| {
