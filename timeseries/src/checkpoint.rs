@@ -175,7 +175,7 @@ impl From<Published> for CheckpointConfig {
             d_model: config.d_model,
             d_ff: config.d_ff,
             e_layers: config.e_layers,
-            ssm_cfg,
+            ssm_cfg: ssm_cfg.into(),
             patch_len: config.patch_len,
             stride: config.stride,
             dropout: config.dropout,

@@ -1,9 +1,10 @@
 //! Everything that decides a training run besides the table, and the papers' settings by name.
 
 use crate::models::{
-    BiMambaConfig, DLinearConfig, ModelConfig, SMambaConfig, TimeMachineConfig, TslibConfig,
+    BiMambaConfig, DLinearConfig, MambaTsConfig, ModelConfig, SMambaConfig, TimeMachineConfig, TslibConfig,
 };
 use crate::split::Split;
+use candle_core::Tensor;
 use mamba_core::optim::Decay;
 use mamba_core::train::TrainConfig;
 use mamba_core::{Error, Mamba1Config, Result};
@@ -42,6 +43,8 @@ pub struct TrainSettings {
     pub lr_hold: u64,
     /// Weight decay, decoupled.
     pub weight_decay: f64,
+    /// What is minimised.
+    pub loss: Loss,
     /// Largest gradient norm; null does not clip.
     pub clip: Option<f64>,
     /// Decay of the moving average that is evaluated and kept in place of the weights; null for none.
@@ -56,6 +59,27 @@ pub struct TrainSettings {
     pub max_minutes: Option<f64>,
 }
 
+/// What training minimises, over all steps and variables of the standardised series.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Loss {
+    /// Mean squared error.
+    #[default]
+    Mse,
+    /// Mean absolute error: outliers weigh less.
+    Mae,
+}
+
+impl Loss {
+    /// `error` of any shape → a scalar.
+    pub fn of(self, error: &Tensor) -> candle_core::Result<Tensor> {
+        match self {
+            Self::Mse => error.sqr()?.mean_all(),
+            Self::Mae => error.abs()?.mean_all(),
+        }
+    }
+}
+
 impl Default for TrainSettings {
     fn default() -> Self {
         Self {
@@ -65,6 +89,7 @@ impl Default for TrainSettings {
             lr_factor: 0.5,
             lr_hold: 1,
             weight_decay: 0.0,
+            loss: Loss::Mse,
             clip: None,
             ema: None,
             patience: Some(3),
@@ -143,6 +168,7 @@ impl ForecastConfig {
             ModelConfig::SMamba(model) => s_mamba(model, train, data, pred_len),
             ModelConfig::TimeMachine(model) => time_machine(model, train, data, pred_len),
             ModelConfig::BiMambaPlus(model) => bi_mamba(model, train, data, pred_len),
+            ModelConfig::MambaTs(model) => mamba_ts(model, train, &mut cfg.seq_len, data, pred_len),
             ModelConfig::TslibMamba(TslibConfig { .. }) => train.learning_rate = 1e-4,
             ModelConfig::DLinear(DLinearConfig { .. }) => train.learning_rate = 1e-3,
         }
@@ -197,7 +223,8 @@ fn time_machine(
         Some(_) => (train.batch_size, train.epochs, train.patience) = (512, 100, Some(100)),
         None => {
             model.dropout = 0.2;
-            model.ssm_cfg.d_state = 32;
+            model.ssm_cfg =
+                Mamba1Config { d_state: 32, d_conv: 2, expand: 1, ..Mamba1Config::default() }.into();
         }
     }
 }
@@ -207,7 +234,7 @@ fn bi_mamba(model: &mut BiMambaConfig, train: &mut TrainSettings, data: Option<&
     *train = TrainSettings { lr_factor: 0.9, lr_hold: 3, epochs: 60, patience: Some(5), ..train.clone() };
     match data {
         Some("weather") => {
-            model.ssm_cfg = Mamba1Config { d_state: 8, ..model.ssm_cfg.clone() };
+            model.ssm_cfg = Mamba1Config { d_state: 8, ..BiMambaConfig::mixer() }.into();
             (model.patch_len, model.stride, model.e_layers) = (4, 2, 3);
             (train.learning_rate, model.dropout) = match pred_len {
                 0..=96 => (4e-4, 0.0),
@@ -218,5 +245,36 @@ fn bi_mamba(model: &mut BiMambaConfig, train: &mut TrainSettings, data: Option<&
         }
         Some(_) => model.channel_independent = Some(true),
         None => train.learning_rate = 5e-4,
+    }
+}
+
+/// Scripts of MambaTS, `scripts/long_term_forecast`, which look back 720 rows; ETTh1 and ETTm1, of which there are none, as
+/// ETTh2.
+fn mamba_ts(
+    model: &mut MambaTsConfig,
+    train: &mut TrainSettings,
+    seq_len: &mut usize,
+    data: Option<&str>,
+    pred_len: usize,
+) {
+    match data {
+        None => {
+            (model.d_model, model.e_layers, model.patch_len, model.dropout) = (64, 2, 12, 0.1);
+            train.learning_rate = 1e-3;
+        }
+        Some("weather") => {
+            (model.d_model, model.dropout) = (32, 0.2);
+            (train.batch_size, train.learning_rate) = (8, 5e-4);
+            *seq_len = 720;
+        }
+        Some(_) => {
+            (model.d_model, model.e_layers, train.batch_size, train.learning_rate) = match pred_len {
+                0..=96 => (16, 5, 8, 1e-3),
+                97..=192 => (16, 3, 16, 1e-3),
+                193..=336 => (32, 2, 32, 5e-4),
+                _ => (128, 1, 16, 5e-4),
+            };
+            *seq_len = 720;
+        }
     }
 }

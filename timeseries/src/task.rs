@@ -15,7 +15,7 @@ use serde_json::Value;
 /// Windows that are scored at once.
 const SCORE_BATCH: usize = 128;
 
-/// A training run as the training loop sees it: mean squared error over all steps and variables.
+/// A training run as the training loop sees it.
 pub struct Forecasting<'a> {
     cfg: &'a ForecastConfig,
     saved: &'a CheckpointConfig,
@@ -84,9 +84,10 @@ impl Task for Forecasting<'_> {
     fn train_step(&mut self, step: u64, _micro: usize) -> Result<StepLoss> {
         let windows = self.batch(step);
         let (input, target) = self.data.batch(&windows, self.saved.model.uses_marks(), &self.device)?;
-        let mut rng = Some(Rng::stream(self.cfg.train.seed, "dropout", step));
-        let error = (self.model.forward(&input, &mut rng)? - target)?;
-        Ok(StepLoss { loss: error.sqr()?.mean_all()?, items: windows.len() })
+        let rng = || Some(Rng::stream(self.cfg.train.seed, "dropout", step));
+        let error = (self.model.forward(&input, &mut rng())? - target)?;
+        self.model.note_costs(&self.params, &error, rng())?;
+        Ok(StepLoss { loss: self.cfg.train.loss.of(&error)?, items: windows.len() })
     }
 
     fn evaluate(&mut self) -> Result<Vec<Metric>> {

@@ -35,7 +35,7 @@ fn s_mamba(case: &Case) -> Result<()> {
         d_model: case.number("d_model")?,
         d_ff: case.number("d_ff")?,
         e_layers: case.number("e_layers")?,
-        ssm_cfg,
+        ssm_cfg: ssm_cfg.into(),
         activation: if case.config["activation"] == "relu" { Activation::Relu } else { Activation::Gelu },
         use_norm: case.flag("use_norm"),
         use_marks: case.get("x_mark_enc").is_some(),
@@ -54,7 +54,7 @@ fn time_machine(case: &Case) -> Result<()> {
     let cfg = TimeMachineConfig {
         n1: case.number("n1")?,
         n2: case.number("n2")?,
-        ssm_cfg,
+        ssm_cfg: ssm_cfg.into(),
         channel_independent: case.number("ch_ind")? == 1,
         residual: case.number("residual")? == 1,
         revin: case.number("revin")? == 1,
@@ -78,7 +78,12 @@ fn tslib(case: &Case, e_layers: Option<usize>) -> Result<()> {
         expand: case.number("expand")?,
         ..Default::default()
     };
-    let cfg = TslibConfig { d_model: case.number("d_model")?, e_layers, ssm_cfg, ..Default::default() };
+    let cfg = TslibConfig {
+        d_model: case.number("d_model")?,
+        e_layers,
+        ssm_cfg: ssm_cfg.into(),
+        ..Default::default()
+    };
     check(case, &ModelConfig::TslibMamba(cfg))
 }
 

@@ -8,7 +8,8 @@ use serde_json::{Map, Value};
 use std::path::Path;
 
 /// The preset, overlaid with a JSON file, overlaid with `key=value` flags. Keys may be nested (`train.steps=500`);
-/// a value is JSON, or else taken as a string. Unknown keys and wrong types are errors that name file or flag.
+/// a value is JSON, or else taken as a string. An object that names another `type` takes the place of what was there,
+/// with that type's own defaults. Unknown keys and wrong types are errors that name file or flag.
 pub fn resolve<T: Serialize + DeserializeOwned>(
     preset: &T,
     file: Option<&Path>,
@@ -53,6 +54,9 @@ fn apply<T: Serialize + DeserializeOwned>(settings: &mut Value, overlay: Value, 
 fn merge(base: &mut Value, overlay: Value) {
     match (base, overlay) {
         (Value::Object(base), Value::Object(overlay)) => {
+            if overlay.get("type").is_some_and(|kind| base.get("type") != Some(kind)) {
+                base.clear();
+            }
             for (key, value) in overlay {
                 merge(base.entry(key).or_insert(Value::Null), value);
             }
@@ -113,6 +117,20 @@ mod tests {
         std::fs::write(&file, "{").unwrap();
         let error = resolve(&preset(), Some(&file), &[]).unwrap_err();
         assert!(matches!(&error, Error::Config(m) if m.contains("c.json: not valid JSON")), "{error}");
+    }
+
+    #[test]
+    fn another_type_brings_its_own_defaults() {
+        let preset = crate::MixerConfig::Mamba1(crate::Mamba1Config { d_state: 7, ..Default::default() });
+        let flags =
+            |flags: &[&str]| resolve(&preset, None, &flags.iter().map(|f| f.to_string()).collect::<Vec<_>>());
+        let wide = crate::Mamba2Config { headdim: 32, ..Default::default() };
+        assert_eq!(flags(&["type=mamba2", "headdim=32"]).unwrap(), wide.into());
+        let error = flags(&["type=mamba2", "dt_rank=3"]).unwrap_err().to_string();
+        assert!(
+            error.starts_with("--set dt_rank=3: settings of a mamba2 mixer: unknown field `dt_rank`"),
+            "{error}"
+        );
     }
 
     #[test]

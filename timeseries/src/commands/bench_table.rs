@@ -70,9 +70,11 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
                 cfg.train.seed = seed;
                 let out = args.out.join(format!("{model}-{horizon}-{seed}"));
                 let result = out.join("test.json");
-                let settings = serde_json::to_value(&cfg)?;
-                let before = if result.exists() { Some(read_json(&result)?) } else { None };
-                let row = match before.filter(|row| row["settings"] == settings) {
+                let before: Option<Value> = if result.exists() { Some(read_json(&result)?) } else { None };
+                // read as a config, so that settings which came later count as their defaults
+                let settings =
+                    |row: &Value| serde_json::from_value::<ForecastConfig>(row["settings"].clone()).ok();
+                let row = match before.filter(|row| settings(row).as_ref() == Some(&cfg)) {
                     Some(row) => row,
                     None => {
                         let mut console = Console::new(Format::Human, args.common.quiet);
@@ -85,7 +87,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
                         let report = Report::new(&out, &trained.data, &table, &device, &args.common)?;
                         let row = json!({
                             "model": model, "horizon": horizon, "seed": seed, "minutes": trained.seconds / 60.0,
-                            "report": report, "settings": settings,
+                            "report": report, "settings": cfg,
                         });
                         write_json(&result, &row)
                             .with_context(|| format!("cannot save {}", result.display()))?;

@@ -38,7 +38,7 @@ pub(crate) struct Args {
     #[arg(long)]
     resume: bool,
 
-    /// The model: s-mamba, bi-mamba-plus, time-machine, mamba, mamba-simple or dlinear
+    /// The model: s-mamba, bi-mamba-plus, time-machine, mamba-ts, mamba, mamba-simple or dlinear
     #[arg(long, value_name = "NAME", default_value = "s-mamba")]
     model: String,
 

@@ -12,9 +12,9 @@
 
 use super::layers::{Activation, FeedForward, Input, Sizes, WindowNorm, drop, pointwise};
 use candle_core::{Module, Result, Tensor};
-use mamba_core::mamba1::Pass;
+use mamba_core::mixer::Pass;
 use mamba_core::nn::{Linear, Norm, NormKind};
-use mamba_core::{Error, Mamba1, Mamba1Config, ParamBuilder, Rng};
+use mamba_core::{Error, Mamba1Config, Mixer, MixerConfig, ParamBuilder, Rng};
 use serde::{Deserialize, Serialize};
 
 /// Hyper-parameters of Bi-Mamba+.
@@ -28,7 +28,7 @@ pub struct BiMambaConfig {
     /// Layers.
     pub e_layers: usize,
     /// The mixers.
-    pub ssm_cfg: Mamba1Config,
+    pub ssm_cfg: MixerConfig,
     /// Steps in a patch.
     pub patch_len: usize,
     /// Steps between the starts of two patches.
@@ -52,13 +52,7 @@ impl Default for BiMambaConfig {
             d_model: 64,
             d_ff: 128,
             e_layers: 2,
-            ssm_cfg: Mamba1Config {
-                d_state: 2,
-                d_conv: 2,
-                expand: 1,
-                forget_gate: true,
-                ..Mamba1Config::default()
-            },
+            ssm_cfg: Self::mixer().into(),
             patch_len: 24,
             stride: 12,
             dropout: 0.1,
@@ -71,6 +65,11 @@ impl Default for BiMambaConfig {
 }
 
 impl BiMambaConfig {
+    /// Mamba+ in the paper's size.
+    pub fn mixer() -> Mamba1Config {
+        Mamba1Config { d_state: 2, d_conv: 2, expand: 1, forget_gate: true, ..Mamba1Config::default() }
+    }
+
     /// Refuses patches that do not fit into the window.
     pub(crate) fn validate(&self, sizes: Sizes) -> mamba_core::Result<()> {
         let Self { patch_len, stride, .. } = *self;
@@ -119,8 +118,8 @@ pub struct BiMambaPlus {
 
 #[derive(Clone, Debug)]
 struct Layer {
-    forward: Mamba1,
-    reverse: Mamba1,
+    forward: Mixer,
+    reverse: Mixer,
     norm_forward: Norm,
     norm_reverse: Norm,
     ffn: FeedForward,
@@ -132,8 +131,8 @@ impl Layer {
         let d = cfg.d_model;
         let norm = |name: &str| Norm::new(NormKind::Layer, d, 1e-5, &pb.pp(name).pp("norm"));
         Ok(Self {
-            forward: Mamba1::new(d, &cfg.ssm_cfg, 1, &pb.pp("mamba_forward"))?,
-            reverse: Mamba1::new(d, &cfg.ssm_cfg, 1, &pb.pp("mamba_backward"))?,
+            forward: Mixer::new(d, &cfg.ssm_cfg, 1, &pb.pp("mamba_forward"))?,
+            reverse: Mixer::new(d, &cfg.ssm_cfg, 1, &pb.pp("mamba_backward"))?,
             norm_forward: norm("addnorm_for")?,
             norm_reverse: norm("addnorm_back")?,
             ffn: FeedForward {

@@ -3,6 +3,7 @@
 mod bi_mamba;
 mod layers;
 mod linear;
+mod mamba_ts;
 mod s_mamba;
 mod scalar_mamba;
 mod time_machine;
@@ -11,6 +12,7 @@ mod tslib;
 pub use bi_mamba::{BiMambaConfig, BiMambaPlus, mixes_channels};
 pub use layers::{Activation, Input, Sizes};
 pub use linear::{DLinear, DLinearConfig, Naive};
+pub use mamba_ts::{MambaTs, MambaTsConfig};
 pub use s_mamba::{SMamba, SMambaConfig};
 pub use time_machine::{TimeMachine, TimeMachineConfig};
 pub use tslib::{TslibConfig, TslibMamba};
@@ -29,6 +31,8 @@ pub enum ModelConfig {
     TimeMachine(TimeMachineConfig),
     /// [`BiMambaPlus`].
     BiMambaPlus(BiMambaConfig),
+    /// [`MambaTs`].
+    MambaTs(MambaTsConfig),
     /// [`TslibMamba`].
     TslibMamba(TslibConfig),
     /// [`DLinear`].
@@ -37,8 +41,8 @@ pub enum ModelConfig {
 
 impl ModelConfig {
     /// Names of the architectures, as on the command line.
-    pub const NAMES: [&'static str; 6] =
-        ["s-mamba", "bi-mamba-plus", "time-machine", "mamba", "mamba-simple", "dlinear"];
+    pub const NAMES: [&'static str; 7] =
+        ["s-mamba", "bi-mamba-plus", "time-machine", "mamba-ts", "mamba", "mamba-simple", "dlinear"];
 
     /// The architecture of that name with its default sizes.
     pub fn named(name: &str) -> mamba_core::Result<Self> {
@@ -46,6 +50,7 @@ impl ModelConfig {
             "s-mamba" => Self::SMamba(SMambaConfig::default()),
             "bi-mamba-plus" => Self::BiMambaPlus(BiMambaConfig::default()),
             "time-machine" => Self::TimeMachine(TimeMachineConfig::default()),
+            "mamba-ts" => Self::MambaTs(MambaTsConfig::default()),
             "mamba" => Self::TslibMamba(TslibConfig::default()),
             "mamba-simple" => Self::TslibMamba(TslibConfig { e_layers: Some(2), ..Default::default() }),
             "dlinear" => Self::DLinear(DLinearConfig::default()),
@@ -62,6 +67,7 @@ impl ModelConfig {
             Self::SMamba(_) => "s-mamba",
             Self::BiMambaPlus(_) => "bi-mamba-plus",
             Self::TimeMachine(_) => "time-machine",
+            Self::MambaTs(_) => "mamba-ts",
             Self::TslibMamba(TslibConfig { e_layers: None, .. }) => "mamba",
             Self::TslibMamba(_) => "mamba-simple",
             Self::DLinear(_) => "dlinear",
@@ -88,6 +94,7 @@ impl ModelConfig {
             Self::SMamba(cfg) => cfg.dropout,
             Self::BiMambaPlus(cfg) => cfg.dropout,
             Self::TimeMachine(cfg) => cfg.dropout,
+            Self::MambaTs(cfg) => cfg.dropout,
             Self::TslibMamba(cfg) => cfg.dropout,
             Self::DLinear(_) => 0.0,
         };
@@ -102,8 +109,11 @@ impl ModelConfig {
             }
             Self::TimeMachine(cfg) => {
                 cfg.validate()?;
-                cfg.ssm_cfg.validate_for(cfg.n1)
+                let widths =
+                    if cfg.channel_independent { [1, cfg.n1, cfg.n2] } else { [cfg.n1, cfg.n1, cfg.n2] };
+                widths.iter().try_for_each(|&width| cfg.ssm_cfg.validate_for(width))
             }
+            Self::MambaTs(cfg) => cfg.validate(sizes),
             Self::TslibMamba(cfg) => {
                 cfg.validate(sizes)?;
                 cfg.ssm_cfg.validate_for(cfg.d_model)
@@ -122,6 +132,8 @@ pub enum ForecastModel {
     TimeMachine(Box<TimeMachine>),
     /// Bi-Mamba+.
     BiMambaPlus(BiMambaPlus),
+    /// MambaTS.
+    MambaTs(MambaTs),
     /// The plain Mambas of the Time-Series-Library.
     TslibMamba(TslibMamba),
     /// DLinear.
@@ -138,6 +150,7 @@ impl ForecastModel {
             ModelConfig::SMamba(cfg) => Self::SMamba(SMamba::new(cfg, sizes, pb)?),
             ModelConfig::TimeMachine(cfg) => Self::TimeMachine(Box::new(TimeMachine::new(cfg, sizes, pb)?)),
             ModelConfig::BiMambaPlus(cfg) => Self::BiMambaPlus(BiMambaPlus::new(cfg, sizes, pb)?),
+            ModelConfig::MambaTs(cfg) => Self::MambaTs(MambaTs::new(cfg, sizes, pb)?),
             ModelConfig::TslibMamba(cfg) => Self::TslibMamba(TslibMamba::new(cfg, sizes, pb)?),
             ModelConfig::DLinear(cfg) => Self::DLinear(DLinear::new(cfg, sizes, pb)?),
         })
@@ -146,7 +159,9 @@ impl ForecastModel {
     /// Holds the parameters that the model asked for against those of a checkpoint; tensors that published weights
     /// have beyond the model are accepted.
     pub fn check(params: &Params) -> mamba_core::Result<()> {
-        params.check_with(|_| false, |name| SMamba::ignores(name) || TslibMamba::ignores(name))
+        let ignored =
+            |name: &str| SMamba::ignores(name) || MambaTs::ignores(name) || TslibMamba::ignores(name);
+        params.check_with(|_| false, ignored)
     }
 
     /// Standardised values `(B, L, V)` → forecasts `(B, H, V)`. A generator makes it a training pass, with dropout.
@@ -155,9 +170,24 @@ impl ForecastModel {
             Self::SMamba(model) => model.forward(input, rng),
             Self::TimeMachine(model) => model.forward(input, rng),
             Self::BiMambaPlus(model) => model.forward(input, rng),
+            Self::MambaTs(model) => model.forward(input, rng),
             Self::TslibMamba(model) => model.forward(input, rng),
             Self::DLinear(model) => model.forward(input),
             Self::Naive(model) => model.forward(input),
         }
+    }
+
+    /// Notes what a training pass shows beside its gradient: of MambaTS, what the orders of the variables cost. `rng` is
+    /// that of the pass, as it began, and `error` `(B, H, V)`.
+    pub fn note_costs(&self, params: &Params, error: &Tensor, rng: Option<Rng>) -> Result<()> {
+        match self {
+            Self::MambaTs(model) => model.note_costs(params, error, rng),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a parameter counts something, so that no gradient reaches it.
+    pub fn counts(name: &str) -> bool {
+        MambaTs::counts(name)
     }
 }

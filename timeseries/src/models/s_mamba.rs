@@ -12,9 +12,9 @@
 
 use super::layers::{Activation, FeedForward, Input, Sizes, WindowNorm, drop, pointwise};
 use candle_core::{Module, Result, Tensor, bail};
-use mamba_core::mamba1::Pass;
+use mamba_core::mixer::Pass;
 use mamba_core::nn::{Linear, Norm, NormKind};
-use mamba_core::{Mamba1, Mamba1Config, ParamBuilder, Rng};
+use mamba_core::{Mamba1Config, Mixer, MixerConfig, ParamBuilder, Rng};
 use serde::{Deserialize, Serialize};
 
 /// Hyper-parameters of S-Mamba.
@@ -28,7 +28,7 @@ pub struct SMambaConfig {
     /// Layers.
     pub e_layers: usize,
     /// The mixers.
-    pub ssm_cfg: Mamba1Config,
+    pub ssm_cfg: MixerConfig,
     /// Dropout.
     pub dropout: f64,
     /// Non-linearity of the feed-forward layers.
@@ -45,7 +45,7 @@ impl Default for SMambaConfig {
             d_model: 256,
             d_ff: 256,
             e_layers: 2,
-            ssm_cfg: Mamba1Config { d_state: 2, d_conv: 2, expand: 1, ..Mamba1Config::default() },
+            ssm_cfg: Mamba1Config { d_state: 2, d_conv: 2, expand: 1, ..Mamba1Config::default() }.into(),
             dropout: 0.1,
             activation: Activation::Gelu,
             use_norm: true,
@@ -68,8 +68,8 @@ pub struct SMamba {
 
 #[derive(Clone, Debug)]
 struct Layer {
-    forward: Mamba1,
-    reverse: Mamba1,
+    forward: Mixer,
+    reverse: Mixer,
     norm1: Norm,
     ffn: FeedForward,
     norm2: Norm,
@@ -79,8 +79,8 @@ impl Layer {
     fn new(cfg: &SMambaConfig, pb: &ParamBuilder) -> Result<Self> {
         let (d, norm) = (cfg.d_model, |name| Norm::new(NormKind::Layer, cfg.d_model, 1e-5, &pb.pp(name)));
         Ok(Self {
-            forward: Mamba1::new(d, &cfg.ssm_cfg, 1, &pb.pp("attention"))?,
-            reverse: Mamba1::new(d, &cfg.ssm_cfg, 1, &pb.pp("attention_r"))?,
+            forward: Mixer::new(d, &cfg.ssm_cfg, 1, &pb.pp("attention"))?,
+            reverse: Mixer::new(d, &cfg.ssm_cfg, 1, &pb.pp("attention_r"))?,
             norm1: norm("norm1")?,
             ffn: FeedForward {
                 inner: pointwise(d, cfg.d_ff, &pb.pp("conv1"))?,

@@ -14,7 +14,7 @@ use super::layers::{Input, RevIn, Sizes, WindowNorm, drop};
 use super::scalar_mamba::ScalarMamba;
 use candle_core::{Module, Result, Tensor};
 use mamba_core::nn::Linear;
-use mamba_core::{Error, Mamba1, Mamba1Config, ParamBuilder, Rng};
+use mamba_core::{Error, Mamba1Config, Mixer, MixerConfig, ParamBuilder, Rng};
 use serde::{Deserialize, Serialize};
 
 /// Hyper-parameters of TimeMachine.
@@ -26,7 +26,7 @@ pub struct TimeMachineConfig {
     /// Width of the coarser one.
     pub n2: usize,
     /// The mixers.
-    pub ssm_cfg: Mamba1Config,
+    pub ssm_cfg: MixerConfig,
     /// Dropout behind both embeddings.
     pub dropout: f64,
     /// Whether every variable is forecast from itself alone.
@@ -42,7 +42,7 @@ impl Default for TimeMachineConfig {
         Self {
             n1: 128,
             n2: 32,
-            ssm_cfg: Mamba1Config { d_state: 256, d_conv: 2, expand: 1, ..Mamba1Config::default() },
+            ssm_cfg: Mamba1Config { d_state: 256, d_conv: 2, expand: 1, ..Mamba1Config::default() }.into(),
             dropout: 0.7,
             channel_independent: true,
             residual: true,
@@ -62,22 +62,23 @@ impl TimeMachineConfig {
 
 /// A mixer over the values of an embedding, or over the variables.
 #[derive(Clone, Debug)]
-enum Mixer {
+enum TokenMixer {
     /// Tokens are the values, of one channel.
     Scalar(ScalarMamba),
     /// The same for configs that [`ScalarMamba`] does not fit.
-    Values(Mamba1),
+    Values(Mixer),
     /// Tokens are the variables.
-    Variables(Mamba1),
+    Variables(Mixer),
 }
 
-impl Mixer {
+impl TokenMixer {
     fn new(width: usize, cfg: &TimeMachineConfig, pb: &ParamBuilder) -> Result<Self> {
-        let ssm = &cfg.ssm_cfg;
-        Ok(match cfg.channel_independent {
-            true if ScalarMamba::fits(1, ssm) => Self::Scalar(ScalarMamba::new(ssm, pb)?),
-            true => Self::Values(Mamba1::new(1, ssm, 1, pb)?),
-            false => Self::Variables(Mamba1::new(width, ssm, 1, pb)?),
+        Ok(match (cfg.channel_independent, &cfg.ssm_cfg) {
+            (true, MixerConfig::Mamba1(ssm)) if ScalarMamba::fits(1, ssm) => {
+                Self::Scalar(ScalarMamba::new(ssm, pb)?)
+            }
+            (true, ssm) => Self::Values(Mixer::new(1, ssm, 1, pb)?),
+            (false, ssm) => Self::Variables(Mixer::new(width, ssm, 1, pb)?),
         })
     }
 
@@ -101,10 +102,10 @@ pub struct TimeMachine {
     lin2: Linear,
     lin3: Linear,
     lin4: Linear,
-    mamba1: Mixer,
-    mamba2: Mamba1,
-    mamba3: Mamba1,
-    mamba4: Mixer,
+    mamba1: TokenMixer,
+    mamba2: Mixer,
+    mamba3: Mixer,
+    mamba4: TokenMixer,
     cfg: TimeMachineConfig,
 }
 
@@ -122,10 +123,10 @@ impl TimeMachine {
             lin2: Linear::new(n1, n2, true, &pb.pp("lin2"))?,
             lin3: Linear::new(n2, n1, true, &pb.pp("lin3"))?,
             lin4: Linear::new(2 * n1, sizes.pred_len, true, &pb.pp("lin4"))?,
-            mamba1: Mixer::new(n2, cfg, &pb.pp("mamba1"))?,
-            mamba2: Mamba1::new(n2, &cfg.ssm_cfg, 1, &pb.pp("mamba2"))?,
-            mamba3: Mamba1::new(n1, &cfg.ssm_cfg, 1, &pb.pp("mamba3"))?,
-            mamba4: Mixer::new(n1, cfg, &pb.pp("mamba4"))?,
+            mamba1: TokenMixer::new(n2, cfg, &pb.pp("mamba1"))?,
+            mamba2: Mixer::new(n2, &cfg.ssm_cfg, 1, &pb.pp("mamba2"))?,
+            mamba3: Mixer::new(n1, &cfg.ssm_cfg, 1, &pb.pp("mamba3"))?,
+            mamba4: TokenMixer::new(n1, cfg, &pb.pp("mamba4"))?,
             cfg: cfg.clone(),
         })
     }

@@ -11,7 +11,7 @@
 use super::layers::{Input, Sizes, WindowNorm, drop, positions};
 use candle_core::{Module, Result, Tensor};
 use mamba_core::nn::{Linear, Norm, NormKind};
-use mamba_core::{Error, Init, Mamba1, Mamba1Config, ParamBuilder, Rng};
+use mamba_core::{Error, Init, Mixer, MixerConfig, ParamBuilder, Rng};
 use serde::{Deserialize, Serialize};
 
 /// Hyper-parameters of both.
@@ -23,7 +23,7 @@ pub struct TslibConfig {
     /// Residual layers; null for a single mixer without residual and norms.
     pub e_layers: Option<usize>,
     /// The mixers.
-    pub ssm_cfg: Mamba1Config,
+    pub ssm_cfg: MixerConfig,
     /// Dropout behind the embedding.
     pub dropout: f64,
     /// Whether calendar features are seen.
@@ -32,7 +32,7 @@ pub struct TslibConfig {
 
 impl Default for TslibConfig {
     fn default() -> Self {
-        Self { d_model: 128, e_layers: None, ssm_cfg: Mamba1Config::default(), dropout: 0.1, use_marks: true }
+        Self { d_model: 128, e_layers: None, ssm_cfg: MixerConfig::default(), dropout: 0.1, use_marks: true }
     }
 }
 
@@ -63,8 +63,8 @@ pub struct TslibMamba {
 
 #[derive(Clone, Debug)]
 enum Body {
-    Single(Mamba1),
-    Residual { layers: Vec<(Norm, Mamba1)>, norm: Norm },
+    Single(Mixer),
+    Residual { layers: Vec<(Norm, Mixer)>, norm: Norm },
 }
 
 impl TslibMamba {
@@ -78,11 +78,11 @@ impl TslibMamba {
         let conv = embedding.pp("value_embedding.tokenConv").get((d, v, 3), "weight", init)?;
         let norm = |pb: &ParamBuilder| Norm::new(NormKind::Rms, d, 1e-5, pb);
         let body = match cfg.e_layers {
-            None => Body::Single(Mamba1::new(d, &cfg.ssm_cfg, 1, &pb.pp("mamba"))?),
+            None => Body::Single(Mixer::new(d, &cfg.ssm_cfg, 1, &pb.pp("mamba"))?),
             Some(n) => {
                 let layer = |i: usize| {
                     let pb = pb.pp("layers").pp(i);
-                    Ok((norm(&pb.pp("norm"))?, Mamba1::new(d, &cfg.ssm_cfg, 1, &pb.pp("mixer"))?))
+                    Ok((norm(&pb.pp("norm"))?, Mixer::new(d, &cfg.ssm_cfg, 1, &pb.pp("mixer"))?))
                 };
                 Body::Residual {
                     layers: (0..n).map(layer).collect::<Result<_>>()?,
