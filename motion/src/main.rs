@@ -23,6 +23,8 @@ enum Command {
     Eval(commands::eval::Args),
     /// Say what is in a training's folder
     Info(commands::info::Args),
+    /// Public data sets: list, describe, download, import, verify
+    Datasets(mamba_datasets::cli::DatasetsArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -37,6 +39,10 @@ fn main() -> ExitCode {
         Command::Generate(args) => commands::generate::run(args),
         Command::Eval(args) => commands::eval::run(args),
         Command::Info(args) => commands::info::run(args),
+        Command::Datasets(args) => {
+            args.run()?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "mamba-motion", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

@@ -150,3 +150,29 @@ fn what_cannot_be_used_is_named() {
         assert!(code == 2 && stderr.contains(message), "{flags}: {stderr}");
     }
 }
+
+#[test]
+fn data_sets_are_clips_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let offline = |args: &str| {
+        let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_mamba-motion"));
+        command.env("MAMBA_DATA_HOME", folder.path()).env_remove("MAMBA_DATA");
+        let output = command.args(args.split_whitespace()).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    };
+    let (code, listed, _) = offline("datasets list --domain motion");
+    assert!(code == 0 && listed.contains("bandai-namco"), "{listed}");
+    let run = folder.path().join("run");
+    for (name, message) in
+        [("deepmimik", "similar: deepmimic"), ("deepmimic", "`datasets fetch deepmimic` downloads it")]
+    {
+        let (code, _, said) = offline(&format!("train {name} --out {}", run.display()));
+        assert!(code == 1 && said.contains(message), "{name}: {said}");
+    }
+
+    if std::env::var_os("MAMBA_DATA").is_none_or(|data| data.is_empty()) {
+        return eprintln!("skipped: MAMBA_DATA is not set");
+    }
+    train(&run, "deepmimic");
+}

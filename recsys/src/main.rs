@@ -23,6 +23,8 @@ enum Command {
     Score(commands::score::Args),
     /// Say what is in a checkpoint
     Info(commands::info::Args),
+    /// Public data sets: list, describe, download, import, verify
+    Datasets(mamba_datasets::cli::DatasetsArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -37,6 +39,10 @@ fn main() -> ExitCode {
         Command::Eval(args) => commands::eval::run(args),
         Command::Score(args) => commands::score::run(args),
         Command::Info(args) => commands::info::run(args),
+        Command::Datasets(args) => {
+            args.run()?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "mamba-recsys", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

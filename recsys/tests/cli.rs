@@ -139,3 +139,28 @@ fn mistakes_say_what_to_do() {
     fails("score --out a.parquet", 2, "--data");
     fails("eval --checkpoint nowhere", 1, "nowhere");
 }
+
+#[test]
+fn data_sets_are_logs_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let offline = |arguments: &str| {
+        let mut command = program(dir, arguments);
+        command.env("MAMBA_DATA_HOME", dir.join("home")).env_remove("MAMBA_DATA");
+        command
+    };
+    offline("datasets list --domain recsys").assert().success().stdout(contains("assist2009"));
+    offline("datasets info ml-1m").assert().success().stdout(contains("ratings.dat"));
+    offline("train --data ml-1k").assert().code(1).stderr(contains("similar: ml-1"));
+    offline("train --data ml-100k")
+        .assert()
+        .code(1)
+        .stderr(contains("`datasets fetch ml-100k` downloads it"));
+
+    if std::env::var_os("MAMBA_DATA").is_none_or(|data| data.is_empty()) {
+        return eprintln!("skipped: MAMBA_DATA is not set");
+    }
+    let quick = "--set train.steps=2 --set data.filter.k_core=20 --format json";
+    let trained = json(dir, &format!("train --data ml-latest-small --out run {quick} {SMALL}"));
+    assert_eq!(trained["test"][0]["metrics"]["queries"], 595);
+}

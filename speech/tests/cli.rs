@@ -149,3 +149,25 @@ fn mistakes_are_explained() {
     assert!(dir.join("both/good.wav").is_file() && !dir.join("both/text.wav").exists());
     assert!(!dir.join("x.wav").exists(), "nothing is left of what failed");
 }
+
+#[test]
+fn data_sets_are_folders_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    let offline = |arguments: &str| {
+        let mut command = speech(arguments, dir);
+        command.env("MAMBA_DATA_HOME", dir.join("home")).env_remove("MAMBA_DATA");
+        command
+    };
+    offline("datasets list --domain speech").assert().success().stdout(contains("vctk-excerpt"));
+    let train = "train --out run --noise noise-speech-commands --clean";
+    offline(&format!("{train} vctk")).assert().code(1).stderr(contains("similar: vctk-excerpt"));
+    let missing = "`datasets fetch vctk-excerpt` downloads it";
+    offline(&format!("{train} vctk-excerpt")).assert().code(1).stderr(contains(missing));
+    offline("eval --clean vctk-excerpt --noisy vctk-excerpt").assert().code(1).stderr(contains(missing));
+
+    if std::env::var_os("MAMBA_DATA").is_none_or(|data| data.is_empty()) {
+        return eprintln!("skipped: MAMBA_DATA is not set");
+    }
+    speech(&format!("{train} vctk-excerpt --steps 1 {TINY}"), dir).assert().success();
+}

@@ -27,6 +27,8 @@ enum Command {
     BenchTable(Box<commands::bench_table::Args>),
     /// Say what is in a checkpoint
     Info(commands::info::Args),
+    /// Public data sets: list, describe, download, import, verify
+    Datasets(mamba_datasets::cli::DatasetsArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -43,6 +45,10 @@ fn main() -> ExitCode {
         Command::Backtest(args) => commands::backtest::run(args),
         Command::BenchTable(args) => commands::bench_table::run(*args),
         Command::Info(args) => commands::info::run(args),
+        Command::Datasets(args) => {
+            args.run()?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "mamba-timeseries", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

@@ -221,3 +221,25 @@ fn faults_end_with_a_message_and_the_right_code() {
     let none = stderr(&mut command(&["eval", "--checkpoint", out.to_str().unwrap()]), 1);
     assert!(none.contains("there is no such folder"), "{none}");
 }
+
+#[test]
+fn data_sets_are_tables_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let offline = |args: &[&str]| {
+        let mut command = command(args);
+        command.env("MAMBA_DATA_HOME", folder.path()).env_remove("MAMBA_DATA");
+        command
+    };
+    assert!(stdout(&mut offline(&["datasets", "list", "--domain", "timeseries"])).contains("etth1"));
+    let out = folder.path().join("run");
+    let train = |name| ["train", name, "--out", out.to_str().unwrap()];
+    assert!(stderr(&mut offline(&train("etth")), 1).contains("similar: etth1"));
+    assert!(stderr(&mut offline(&train("etth1")), 1).contains("`datasets fetch etth1` downloads it"));
+
+    if std::env::var_os("MAMBA_DATA").is_none_or(|data| data.is_empty()) {
+        return eprintln!("skipped: MAMBA_DATA is not set");
+    }
+    let quick =
+        ["--model", "dlinear", "--horizon", "6", "--look-back", "24", "--set", "train.steps=2", "--quiet"];
+    command(&[&train("etth1")[..], &quick].concat()).assert().success();
+}

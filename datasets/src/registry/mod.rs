@@ -54,17 +54,24 @@ pub fn info(name: &str) -> Result<&'static DataSet> {
 /// set's main file or its folder; `NAME/PATH` is a part of a set.
 ///
 /// A set that is not on this machine is an error that says how to get it; nothing is downloaded.
-pub fn resolve(name_or_path: &str) -> Result<PathBuf> {
-    let Err(missing) = Path::new(name_or_path).metadata() else {
-        return Ok(name_or_path.into());
+pub fn resolve(name_or_path: impl AsRef<Path>) -> Result<PathBuf> {
+    let path = name_or_path.as_ref();
+    let Err(missing) = path.metadata() else {
+        return Ok(path.to_owned());
     };
-    let (name, part) = name_or_path.split_once('/').unwrap_or((name_or_path, ""));
+    let text = path.to_string_lossy();
+    let (name, part) = text.split_once('/').unwrap_or((&text, ""));
     match info(name) {
         Ok(set) => Home::from_env()?.resolve(set, part),
-        Err(error) if name_or_path.contains(['/', '\\', '.']) => Err(match error {
-            Error::UnknownSet { .. } => Error::io("open", Path::new(name_or_path))(missing),
+        Err(error) if text.contains(['/', '\\', '.']) => Err(match error {
+            Error::UnknownSet { .. } => Error::io("open", path)(missing),
             other => other,
         }),
         Err(error) => Err(error),
     }
+}
+
+/// [`resolve`] for each of the arguments of a flag.
+pub fn resolve_all(names_or_paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    names_or_paths.iter().map(resolve).collect()
 }

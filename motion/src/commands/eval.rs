@@ -3,6 +3,7 @@
 use crate::commands::train::load;
 use anyhow::Result;
 use mamba_core::cli::{CommonArgs, Format, HintExt};
+use mamba_datasets::registry::resolve_all;
 use mamba_motion::dataset::Role;
 use mamba_motion::diffusion::Sampler;
 use mamba_motion::evaluation::{Comparison, FIGURES, Row};
@@ -64,7 +65,7 @@ impl Sampling {
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let device = args.common.start()?;
     let shared = Shared::read(&args.checkpoint).hint("--checkpoint names the --out folder of a training")?;
-    let data = load(&args.data, &shared.config.source)?;
+    let data = load(&resolve_all(&args.data)?, &shared.config.source)?;
     if data.fingerprint() != shared.data {
         let message = format!("{} was not trained on these clips", args.checkpoint.display());
         return Err(mamba_core::Error::Config(message)).hint("name the same files as for train");

@@ -6,6 +6,7 @@ use mamba_core::Params;
 use mamba_core::cli::{CommonArgs, HintExt, INTERRUPTED, SettingsArgs};
 use mamba_core::run_folder::{RunFolder, RunInfo};
 use mamba_core::train::{self, Console, Outcome, Stop, Task, TrainConfig};
+use mamba_datasets::registry::resolve_all;
 use mamba_motion::config::MotionConfig;
 use mamba_motion::dataset::{Clip, MotionData, Role, SourceConfig, Standard};
 use mamba_motion::models::{ConditionConfig, DenoiserConfig, EvaluatorConfig, MotionVae};
@@ -20,10 +21,12 @@ use std::process::ExitCode;
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
     mamba-motion train --out runs/first\n  \
+    mamba-motion train bandai-namco --out runs/bandai    (a set of `mamba-motion datasets list`)\n  \
     mamba-motion train clips/ --out runs/clips --preset small --minutes 60\n  \
     mamba-motion train clips/ --out runs/clips --preset small --minutes 60 --resume")]
 pub(crate) struct Args {
-    /// BVH files, DeepMimic clips, folders of them, or folders in the layout of HumanML3D [default: the bundled clips]
+    /// BVH files, DeepMimic clips, folders of them, or folders in the layout of HumanML3D or sets of
+    /// `mamba-motion datasets list` [default: the bundled clips]
     #[arg(value_name = "DATA")]
     data: Vec<PathBuf>,
 
@@ -142,7 +145,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         RunFolder::create(&args.out).hint("--resume goes on with it")?;
     }
     let mut console = Console::new(args.common.format, args.common.quiet);
-    let data = load(&args.data, &cfg.source)?;
+    let data = load(&resolve_all(&args.data)?, &cfg.source)?;
     let shared = shared(&data, &cfg);
     if let Ok(saved) = Shared::read(&args.out)
         && saved.data != shared.data

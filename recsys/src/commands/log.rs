@@ -8,8 +8,9 @@ use std::path::PathBuf;
 /// The flags that name a log.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct LogArgs {
-    /// Interaction log: files or folders (.inter, .csv, .tsv, .parquet, .txt, .dat) [default: a generated sample]
-    #[arg(long, value_name = "PATH", num_args = 1.., help_heading = "Data")]
+    /// Interaction log: files or folders (.inter, .csv, .tsv, .parquet, .txt, .dat), or a set of `mamba-recsys datasets
+    /// list` [default: a generated sample]
+    #[arg(long, value_name = "DATA", num_args = 1.., help_heading = "Data")]
     pub(crate) data: Vec<PathBuf>,
 
     /// Layout of the files [default: by their endings]
@@ -44,12 +45,17 @@ impl LogArgs {
         ReadOptions { layout: self.layout, columns, header: self.columns.clone() }
     }
 
+    /// Files and folders, those of named data sets too.
+    pub(crate) fn paths(&self) -> Result<Vec<PathBuf>> {
+        Ok(mamba_datasets::registry::resolve_all(&self.data)?)
+    }
+
     /// The log, or the generated sample.
     pub(crate) fn read(&self) -> Result<Log> {
         if self.data.is_empty() {
             return Ok(SampleConfig::default().log());
         }
-        read_all(&self.data, &self.options()).map_err(with_hint)
+        read_all(&self.paths()?, &self.options()).map_err(with_hint)
     }
 }
 

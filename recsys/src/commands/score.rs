@@ -175,7 +175,7 @@ impl<'a> Work<'a> {
         let files = |paths: &[PathBuf]| -> Result<Vec<PathBuf>> {
             Ok(paths.iter().map(|path| files_of(path)).collect::<Result<Vec<_>, _>>()?.concat())
         };
-        let events = files(&args.log.data)?;
+        let events = files(&args.log.paths()?)?;
         let candidates = files(args.candidates.as_slice())?;
         let mut allowed: Option<Vec<u32>> =
             args.filter.as_deref().map(|path| item_list(path, checkpoint)).transpose()?;

@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 use mamba_core::cli::{CommonArgs, HintExt};
 use mamba_core::train::Stop;
 use mamba_datasets::job::{Claimed, Fingerprint, Job, Shard};
+use mamba_datasets::registry::resolve_all;
 use mamba_speech::audio::{WavFormat, files_in};
 use mamba_speech::enhance::ChunkConfig;
 use mamba_speech::{Enhancer, SeMambaCheckpoint};
@@ -105,7 +106,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         return live::run(&enhancer, &options, args.rate);
     }
     let Some(out) = &args.out else { bail!("--out is missing") };
-    let tasks = tasks(&args.inputs, out)?;
+    let tasks = tasks(&resolve_all(&args.inputs)?, out)?;
     let model = checkpoint.hash()?;
     batch(&args, &tasks, &enhancer, &model, &options)
 }

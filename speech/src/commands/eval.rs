@@ -13,7 +13,8 @@ use std::process::ExitCode;
 /// Flags of `eval`.
 #[derive(clap::Args)]
 #[command(after_help = "Example:
-  mamba-speech eval --checkpoint runs/speech --clean testset/clean --noisy testset/noisy")]
+  mamba-speech eval --checkpoint runs/speech --clean testset/clean --noisy testset/noisy
+  mamba-speech eval --clean voicebank-demand-clips/ref_clean --noisy voicebank-demand-clips/ref_noisy")]
 pub(crate) struct Args {
     /// Folder of a run or a checkpoint, or upstream's .pth [default: the small model that comes with this program]
     #[arg(long, value_name = "PATH")]

@@ -3,6 +3,7 @@
 use super::table::ScoreTable;
 use anyhow::Result;
 use mamba_core::cli::{CommonArgs, Format};
+use mamba_datasets::registry::resolve;
 use mamba_speech::audio::{files_in, read_mono};
 use mamba_speech::metrics::{Scores, score};
 use mamba_speech::{Error, audio};
@@ -60,7 +61,8 @@ pub(crate) struct PairOfFiles {
 }
 
 /// Every clean file and its counterpart: the file of the same relative name, whatever its extension.
-pub(crate) fn pairs(clean: &Path, other: &Path) -> mamba_speech::Result<Vec<PairOfFiles>> {
+pub(crate) fn pairs(clean: &Path, other: &Path) -> Result<Vec<PairOfFiles>> {
+    let (clean, other) = (&resolve(clean)?, &resolve(other)?);
     if clean.is_file() && other.is_file() {
         let name = clean.file_name().unwrap_or_default().to_string_lossy().into_owned();
         return Ok(vec![PairOfFiles { name, clean: clean.to_owned(), other: other.to_owned() }]);
@@ -72,7 +74,7 @@ pub(crate) fn pairs(clean: &Path, other: &Path) -> mamba_speech::Result<Vec<Pair
         let found = std::iter::once(same.clone()).chain(candidates).find(|p| p.is_file());
         match found {
             Some(other) => Ok(PairOfFiles { name: relative.display().to_string(), clean: path, other }),
-            None => Err(Error::NoCounterpart { path, folder: other.to_owned() }),
+            None => Err(Error::NoCounterpart { path, folder: other.to_owned() }.into()),
         }
     };
     files_in(clean)?.into_iter().map(find).collect()

@@ -5,6 +5,7 @@ use mamba_core::cli::{CommonArgs, HintExt, SettingsArgs};
 use mamba_core::run_folder::{RunFolder, RunInfo};
 use mamba_core::train::{self, Console, Outcome, Stop, Task, TrainConfig};
 use mamba_core::{Params, checkpoint};
+use mamba_datasets::registry::resolve_all;
 use mamba_speech::Config;
 use mamba_speech::losses::LossWeights;
 use mamba_speech::mixture::{MixtureConfig, Mixtures};
@@ -16,14 +17,15 @@ use std::process::ExitCode;
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   mamba-speech train --out runs/demo --minutes 2
+  mamba-speech train --clean cmu-arctic --noise noise-speech-commands --out runs/arctic --minutes 60
   mamba-speech train --clean speech/ --noise noise/ --out runs/mine --minutes 60
   mamba-speech train --clean speech/ --noise noise/ --out runs/mine --resume")]
 pub(crate) struct Args {
-    /// Folders of clean speech [default: generated voices]
+    /// Folders of clean speech, or sets of `mamba-speech datasets list` [default: generated voices]
     #[arg(long, value_name = "DIR", requires = "noise")]
     clean: Vec<PathBuf>,
 
-    /// Folders of noise [default: generated noises]
+    /// Folders of noise, or sets [default: generated noises]
     #[arg(long, value_name = "DIR", requires = "clean")]
     noise: Vec<PathBuf>,
 
@@ -114,7 +116,12 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
                 .note("no --clean and --noise: training on generated voices and noises, as a demonstration");
             Mixtures::generated(&cfg.data)?
         }
-        false => Mixtures::load(&args.clean, &args.noise, cfg.model.stft_cfg.sampling_rate, &cfg.data)?,
+        false => Mixtures::load(
+            &resolve_all(&args.clean)?,
+            &resolve_all(&args.noise)?,
+            cfg.model.stft_cfg.sampling_rate,
+            &cfg.data,
+        )?,
     };
     console.note(&mixtures.describe());
     let params = match &args.init {

@@ -87,7 +87,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let device = args.common.start()?;
     let checkpoint = ForecastCheckpoint::open(&args.checkpoint)?;
     let config = checkpoint.config();
-    let source = Source { path: args.table_file.clone() };
+    let source = Source::new(args.table_file.as_deref())?;
     let table = source.read(&TableOptions { columns: config.columns.clone(), ..config.table.clone() })?;
     let forecaster = Forecaster::new(&checkpoint, table.frequency, &[args.level], &device)?;
     let (h, n) = (config.pred_len, config.columns.len());

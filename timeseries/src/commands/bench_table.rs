@@ -58,7 +58,7 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let device = args.common.start()?;
-    let source = Source { path: Some(args.table_file.clone()) };
+    let source = Source::new(Some(&args.table_file))?;
     let options = TableOptions::as_they_stand();
     let table = source.read(&options)?;
     let mut rows: Vec<Value> = Vec::new();

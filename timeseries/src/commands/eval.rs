@@ -40,7 +40,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let device = args.common.start()?;
     let checkpoint = ForecastCheckpoint::open(&args.checkpoint)?;
     let config = checkpoint.config();
-    let source = Source { path: args.table_file };
+    let source = Source::new(args.table_file.as_deref())?;
     let table = source.read(&TableOptions { columns: config.columns.clone(), ..config.table.clone() })?;
     let split = args.split.map_or(config.split, |Shares(split)| split);
     let data = dataset_for(&table, split, config)?;

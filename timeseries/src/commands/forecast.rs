@@ -107,7 +107,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let device = args.common.start()?;
     let checkpoint = ForecastCheckpoint::open(&args.checkpoint)?;
     let config = checkpoint.config();
-    let source = Source { path: args.table_file.clone() };
+    let source = Source::new(args.table_file.as_deref())?;
     let options = source.options(&TableOptions { columns: config.columns.clone(), ..config.table.clone() });
     let targets = targets(&args.targets, &config.columns)?;
     let note = |line: &str| {

@@ -24,6 +24,11 @@ pub(crate) struct Source {
 }
 
 impl Source {
+    /// A file, a set of `mamba-timeseries datasets list`, or the bundled sample.
+    pub(crate) fn new(table_file: Option<&Path>) -> Result<Self> {
+        Ok(Self { path: table_file.map(mamba_datasets::registry::resolve).transpose()? })
+    }
+
     /// How the table is read, with what the sample needs.
     pub(crate) fn options(&self, options: &TableOptions) -> TableOptions {
         match &self.path {

@@ -23,10 +23,11 @@ use std::process::ExitCode;
 #[command(after_help = "Examples:\n  \
     mamba-timeseries train --out runs/weather\n  \
     mamba-timeseries train load.csv --out runs/load --horizon 48 --model bi-mamba-plus\n  \
-    mamba-timeseries train ETTh1.csv --preset etth1 --horizon 96 --out runs/etth1_96\n  \
+    mamba-timeseries train etth1 --preset etth1 --horizon 96 --out runs/etth1_96\n  \
     mamba-timeseries train load.csv --out runs/load --resume")]
 pub(crate) struct Args {
-    /// Table of one or more series: CSV, gzip-compressed CSV or Parquet [default: the bundled weather of New York]
+    /// Table of one or more series: CSV, gzip-compressed CSV or Parquet, or a set of `mamba-timeseries datasets
+    /// list` [default: the bundled weather of New York]
     #[arg(value_name = "TABLE")]
     table_file: Option<PathBuf>,
 
@@ -111,7 +112,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let device = args.common.start()?;
     let cfg = args.resolve()?;
     let mut console = Console::new(args.common.format, args.common.quiet);
-    let source = Source { path: args.table_file.clone() };
+    let source = Source::new(args.table_file.as_deref())?;
     let options = match &args.preset {
         // as the papers' code reads the benchmarks
         Some(_) => TableOptions { columns: args.table.columns.clone(), ..TableOptions::as_they_stand() },
