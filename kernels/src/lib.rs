@@ -3,6 +3,7 @@
 
 pub mod causal_conv1d;
 mod fused;
+mod gpu;
 pub mod linear;
 pub mod norm;
 pub mod segments;

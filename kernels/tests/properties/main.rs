@@ -2,6 +2,7 @@
 //! sizes, the direction, the segments, the chunks and the number of threads.
 
 mod causal_conv1d;
+mod emulated;
 mod linear;
 mod norm;
 mod selective_scan;
