@@ -102,7 +102,11 @@ pub fn rgb(size: (u32, u32), picture: &impl Picture) -> Result<Vec<u8>> {
 }
 
 /// Writes pixels, as [`rgb`] returns them, as a PNG file.
-pub fn encode_png(writer: impl Write, size: (u32, u32), rgb: &[u8]) -> std::result::Result<(), png::EncodingError> {
+pub fn encode_png(
+    writer: impl Write,
+    size: (u32, u32),
+    rgb: &[u8],
+) -> std::result::Result<(), png::EncodingError> {
     let mut encoder = png::Encoder::new(writer, size.0, size.1);
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);

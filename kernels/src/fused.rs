@@ -14,11 +14,11 @@
 
 use crate::gpu::{Buffer, Gpu};
 use candle_core::op::BackpropOp;
-#[cfg(feature = "cuda")]
-use candle_core::{CudaDevice, CudaStorage, backend::BackendDevice};
 use candle_core::{
     CpuStorage, CustomOp1, DType, Layout, Result, Shape, Storage, StorageRef, Tensor, WithDType, bail,
 };
+#[cfg(feature = "cuda")]
+use candle_core::{CudaDevice, CudaStorage, backend::BackendDevice};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A result on its way into a tensor.
@@ -285,7 +285,9 @@ fn check_inputs(
     match (first.dtype(), gpu) {
         (DType::F32 | DType::F64, false) | (DType::F32 | DType::BF16 | DType::F16, true) => {}
         (other, false) => bail!("{name}: dtype {other:?} is not supported, expected f32 or f64"),
-        (other, true) => bail!("{name}: dtype {other:?} is not supported on a GPU, expected f32, bf16 or f16"),
+        (other, true) => {
+            bail!("{name}: dtype {other:?} is not supported on a GPU, expected f32, bf16 or f16")
+        }
     }
     for (label, x) in inputs {
         let Some(x) = x else { continue };

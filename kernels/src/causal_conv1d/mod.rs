@@ -6,7 +6,9 @@
 //!
 //! where tokens before a segment's first come from its initial state, or are zero.
 
-use crate::fused::{self, Elements, Fused, Output, elements, expect_shape, full_precision, like_inputs, with_element_type};
+use crate::fused::{
+    self, Elements, Fused, Output, elements, expect_shape, full_precision, like_inputs, with_element_type,
+};
 use crate::gpu::Gpu;
 use crate::segments::Segments;
 use crate::simd::Real;

@@ -39,10 +39,22 @@ impl Emulation {
         for (library, module) in libraries.iter_mut().zip(Module::ALL) {
             let path = output.join(format!("{}-{}.so", module.name(), std::process::id()));
             let mut command = Command::new(&compiler);
-            command.args(["-std=c++17", "-O2", "-g", "-fPIC", "-shared", "-U_FORTIFY_SOURCE", "-ffp-contract=off"]);
+            command.args([
+                "-std=c++17",
+                "-O2",
+                "-g",
+                "-fPIC",
+                "-shared",
+                "-U_FORTIFY_SOURCE",
+                "-ffp-contract=off",
+            ]);
             command.args(["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-DMAMBA_EMULATED"]);
             command.args(std::env::var("MAMBA_EMULATION_FLAGS").unwrap_or_default().split_whitespace());
-            command.args(["-x", "c++"]).arg(folder.join(module.name()).with_extension("cu")).arg("-o").arg(&path);
+            command
+                .args(["-x", "c++"])
+                .arg(folder.join(module.name()).with_extension("cu"))
+                .arg("-o")
+                .arg(&path);
             match command.output() {
                 Ok(done) if done.status.success() => {}
                 Ok(done) => bail!("{}", String::from_utf8_lossy(&done.stderr)),

@@ -235,7 +235,8 @@ impl Gpu {
         shape: &Shape,
     ) -> Result<Buffer> {
         let output = self.uninitialised(shape.clone(), DType::F32)?;
-        let args = SumRowsArgs { input, output: output.address(), rows: rows as i64, n: n as i64, d: d as i64 };
+        let args =
+            SumRowsArgs { input, output: output.address(), rows: rows as i64, n: n as i64, d: d as i64 };
         let grid = Grid { blocks: [(n * d).div_ceil(32), 1], threads: [32, 16] };
         // SAFETY: every caller hands an array of that size, and `output` has one element for each column.
         unsafe { self.launch((module, "sum_rows", DType::F32), grid, &args)? };

@@ -34,7 +34,13 @@ pub(crate) struct SpanPlan {
 
 impl SpanPlan {
     /// `size` must be a multiple of `chunk`. Rows that are whole segments need no table on the device.
-    pub(crate) fn new(gpu: &Gpu, segments: &Segments, size: usize, chunk: usize, reverse: bool) -> Result<Self> {
+    pub(crate) fn new(
+        gpu: &Gpu,
+        segments: &Segments,
+        size: usize,
+        chunk: usize,
+        reverse: bool,
+    ) -> Result<Self> {
         let (batch, len) = (segments.batch(), segments.seq_len());
         let mut args = SpansArgs {
             segments: segments.count() as i64,

@@ -104,7 +104,8 @@ pub(super) fn backward(
     // SAFETY: as above; one row of parts for each slice.
     unsafe { gpu.launch((Module::Norm, "columns", dtype), grid, &args)? };
     // (D, 2): weight and bias
-    let sums = gpu.sum_rows(Module::Norm, parts.address(), slices, (2, d), &Shape::from((d, 2)))?.into_tensor();
+    let sums =
+        gpu.sum_rows(Module::Norm, parts.address(), slices, (2, d), &Shape::from((d, 2)))?.into_tensor();
     let column = |i: usize| sums.narrow(1, i, 1)?.squeeze(1)?.contiguous();
     let bias = inputs[2].is_some().then(|| column(1)).transpose()?;
     let dx = dx.into_tensor();

@@ -8,7 +8,9 @@
 //! y = (n · weight + bias) · silu(z)                   (if there is a gate, applied after the norm)
 //! ```
 
-use crate::fused::{self, Elements, Fused, Output, elements, expect_shape, full_precision, like_inputs, with_element_type};
+use crate::fused::{
+    self, Elements, Fused, Output, elements, expect_shape, full_precision, like_inputs, with_element_type,
+};
 use crate::gpu::Gpu;
 use crate::simd::Real;
 use candle_core::{D, Result, Tensor, bail};

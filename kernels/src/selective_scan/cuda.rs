@@ -259,9 +259,7 @@ pub(super) fn backward(
     for (first_tile, tiles) in launches.waves(wave) {
         let args = ScanArgs { first_tile: first_tile as i64, carry: address_of(&carry), ..args };
         // SAFETY: inputs were checked against these sizes and outputs are allocated from them.
-        unsafe {
-            gpu.launch((Module::SelectiveScan, name, u.dtype()), launches.grid(blocks, tiles), &args)?
-        };
+        unsafe { gpu.launch((Module::SelectiveScan, name, u.dtype()), launches.grid(blocks, tiles), &args)? };
         db.add(&launches, first_tile, tiles)?;
         dc.add(&launches, first_tile, tiles)?;
     }

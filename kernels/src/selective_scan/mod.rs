@@ -11,7 +11,9 @@
 //! The state, `(B, L, D, N)` over all steps, is never written down. Forward keeps it at the first step of each chunk,
 //! and backward recomputes it inside the chunk; the chunk grows with `d_state`, so that this stays O(B·L·D).
 
-use crate::fused::{self, Elements, Fused, Output, elements, expect_shape, full_precision, like_inputs, with_element_type};
+use crate::fused::{
+    self, Elements, Fused, Output, elements, expect_shape, full_precision, like_inputs, with_element_type,
+};
 use crate::gpu::Gpu;
 use crate::segments::Segments;
 use crate::simd::Real;

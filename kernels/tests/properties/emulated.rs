@@ -114,7 +114,9 @@ fn scans_in_half_precision_match_the_reference() -> Result<()> {
 fn scans_with_any_coefficients_match_the_reference() -> Result<()> {
     use scan::Coefficient::{Constant, Groups, Token};
     let kinds = [(Groups(2), Token), (Groups(2), Groups(3)), (Constant, Token), (Token, Constant)];
-    for (b, c) in kinds.into_iter().chain([(Constant, Constant), (Constant, Groups(6)), (Groups(6), Constant)]) {
+    for (b, c) in
+        kinds.into_iter().chain([(Constant, Constant), (Constant, Groups(6)), (Groups(6), Constant)])
+    {
         expect_scan(&scan::Case { b, c, ..scan::full(2, 36, 6, 5) }, &DTYPES[..1])?;
     }
     // In rounds, and over runs of channels that are longer than a tile.
