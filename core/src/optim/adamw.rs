@@ -122,10 +122,11 @@ impl AdamW {
     /// The moments as tensors named `m/NAME` and `v/NAME`, and `master/NAME` for each parameter in half precision; they
     /// share memory with the optimizer.
     pub fn to_tensors(&self) -> BTreeMap<String, Tensor> {
-        let named = |slot: &Slot| {
-            slot.vars().map(|(kind, var)| (format!("{kind}/{}", slot.param.name()), var.as_detached_tensor()))
-        };
-        self.slots.iter().flat_map(|slot| named(slot).collect::<Vec<_>>()).collect()
+        let named = self.slots.iter().flat_map(|slot| {
+            let name = slot.param.name();
+            slot.vars().map(move |(kind, var)| (format!("{kind}/{name}"), var.as_detached_tensor()))
+        });
+        named.collect()
     }
 
     /// Takes back what [`to_tensors`](Self::to_tensors) gave, bit for bit; other entries are ignored.
