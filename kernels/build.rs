@@ -10,7 +10,7 @@ fn main() {
     if std::env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return;
     }
-    for variable in ["NVCC", "CUDA_HOME", "PATH"] {
+    for variable in ["NVCC", "CUDA_HOME"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     println!("cargo::rerun-if-changed=cuda");

@@ -17,7 +17,7 @@ fn config() -> BackboneConfig {
         d_intermediate: 0,
         norm: NormKind::Rms,
         norm_epsilon: 1e-5,
-        mixer: Mamba1Config::default(),
+        mixer: Mamba1Config::default().into(),
     }
 }
 

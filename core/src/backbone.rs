@@ -1,11 +1,16 @@
-//! A stack of Mamba-1 blocks with a final norm: the body of a causal model.
+//! A stack of blocks with a final norm: the body of a causal model.
 
-use crate::mamba1::{Mamba1, Mamba1Config, Mamba1State};
+use crate::mixer::{Mixer, MixerConfig, MixerState};
 use crate::nn::{GatedMlp, Norm, NormKind};
-use crate::{Block, ParamBuilder};
-use candle_core::{Result, Tensor, bail};
+use crate::{Block, Error, ParamBuilder, checkpoint};
+use candle_core::{Device, Result, Tensor, bail};
 use mamba_kernels::Segments;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// More layers than any model has: a state that claims more is not one.
+const MOST_LAYERS: usize = 100_000;
 
 /// Sizes of a [`Backbone`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,14 +26,14 @@ pub struct BackboneConfig {
     /// Added under its root.
     pub norm_epsilon: f64,
     /// The mixers.
-    pub mixer: Mamba1Config,
+    pub mixer: MixerConfig,
 }
 
 /// The states of all layers of a [`Backbone`].
 #[derive(Clone, Debug, Default)]
 pub struct BackboneState {
     /// One for each layer; empty at the beginning of a sequence.
-    pub layers: Vec<Mamba1State>,
+    pub layers: Vec<MixerState>,
 }
 
 impl BackboneState {
@@ -39,14 +44,55 @@ impl BackboneState {
 
     /// The same values without their history.
     pub fn detach(&self) -> Self {
-        Self { layers: self.layers.iter().map(Mamba1State::detach).collect() }
+        Self { layers: self.layers.iter().map(MixerState::detach).collect() }
+    }
+
+    /// Writes the state as one safetensors file, tensors `layers.I.KIND.PART`.
+    pub fn save(&self, path: impl AsRef<Path>) -> crate::Result<()> {
+        let mut tensors = BTreeMap::new();
+        for (i, layer) in self.layers.iter().enumerate() {
+            for (part, tensor) in layer.parts() {
+                tensors.insert(format!("layers.{i}.{}.{part}", layer.kind()), tensor.detach().contiguous()?);
+            }
+        }
+        let layers = BTreeMap::from([("layers".to_string(), self.layers.len().to_string())]);
+        checkpoint::save_safetensors(path, &tensors, &layers)
+    }
+
+    /// Reads a state that [`BackboneState::save`] wrote.
+    pub fn load(path: impl AsRef<Path>, device: &Device) -> crate::Result<Self> {
+        let path = path.as_ref();
+        let bad = |message: String| Error::checkpoint(path, message);
+        let (tensors, metadata) = checkpoint::load_safetensors(path)?;
+        let layers = metadata.get("layers").and_then(|n| n.parse::<usize>().ok());
+        let layers = layers.filter(|&n| n <= MOST_LAYERS);
+        let layers = layers.ok_or_else(|| bad("not a state: its header has no number of layers".into()))?;
+        let mut parts: Vec<(Option<String>, BTreeMap<String, Tensor>)> = vec![Default::default(); layers];
+        for (name, tensor) in tensors {
+            let place = match name.split('.').collect::<Vec<_>>()[..] {
+                ["layers", i, kind, part] => i.parse::<usize>().ok().map(|i| (i, kind, part)),
+                _ => None,
+            };
+            let Some((i, kind, part)) = place.filter(|(i, ..)| *i < layers) else {
+                return Err(bad(format!("{name} is no part of the state of {layers} layers")));
+            };
+            let (layer_kind, layer) = &mut parts[i];
+            if layer_kind.get_or_insert_with(|| kind.to_string()) != kind {
+                return Err(bad(format!("layer {i} has parts of two kinds of mixer")));
+            }
+            layer.insert(part.to_string(), tensor.to_device(device)?);
+        }
+        let state = |(kind, parts): (Option<String>, _)| {
+            MixerState::from_parts(kind.as_deref().unwrap_or("start"), parts).map_err(|e| bad(e.to_string()))
+        };
+        Ok(Self { layers: parts.into_iter().map(state).collect::<crate::Result<_>>()? })
     }
 }
 
-/// Blocks of Mamba-1 and a final norm.
+/// Blocks and a final norm.
 #[derive(Clone, Debug)]
 pub struct Backbone {
-    layers: Vec<Block<Mamba1>>,
+    layers: Vec<Block<Mixer>>,
     norm_f: Norm,
 }
 
@@ -58,7 +104,7 @@ impl Backbone {
         let layers = (0..cfg.n_layer)
             .map(|i| {
                 let pb = pb.pp("layers").pp(i);
-                let mixer = Mamba1::new(cfg.d_model, &cfg.mixer, residuals, &pb.pp("mixer"))?;
+                let mixer = Mixer::new(cfg.d_model, &cfg.mixer, residuals, &pb.pp("mixer"))?;
                 let mlp = match cfg.d_intermediate {
                     0 => None,
                     hidden => Some(GatedMlp::new(cfg.d_model, hidden, residuals, &pb.pp("mlp"))?),
@@ -99,7 +145,7 @@ impl Backbone {
     ) -> Result<Tensor> {
         if let Some(state) = state.as_deref_mut() {
             if state.layers.is_empty() {
-                state.layers.resize_with(self.layers.len(), Mamba1State::new);
+                state.layers.resize_with(self.layers.len(), MixerState::new);
             }
             if state.layers.len() != self.layers.len() {
                 bail!("state of {} layers for a backbone of {}", state.layers.len(), self.layers.len());

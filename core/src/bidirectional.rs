@@ -5,7 +5,7 @@
 //! then the input is projected once for both directions, and so is the output of their sum.
 
 use crate::ParamBuilder;
-use crate::mamba1::{Mamba1, Mamba1Config, Pass, SelectiveSsm};
+use crate::mixer::{AnySsm, Mixer, MixerConfig, Pass, Ssm};
 use crate::nn::{Linear, flip};
 use candle_core::{Module, Result, Tensor};
 use mamba_kernels::Segments;
@@ -38,45 +38,46 @@ pub enum Orientation {
 #[derive(Clone, Debug)]
 enum Reverse {
     /// Only what lies between the projections is its own.
-    Tied(SelectiveSsm),
-    Untied(Mamba1),
+    Tied(AnySsm),
+    Untied(Mixer),
 }
 
-/// A bidirectional Mamba-1 mixer.
+/// A bidirectional mixer of any kind.
 #[derive(Clone, Debug)]
 pub struct BiMamba {
-    forward: Mamba1,
+    forward: Mixer,
     reverse: Option<Reverse>,
     combine: Combine,
 }
 
 impl BiMamba {
     /// Parameters under `mamba_fwd` and `mamba_rev`. `tied` shares the projections; without `bidirectional` there is
-    /// only the forward mixer. `n_residual` as in [`Mamba1::new`].
+    /// only the forward mixer. `n_residual` as in [`Mixer::new`].
     pub fn new(
         d_model: usize,
-        cfg: &Mamba1Config,
+        cfg: impl Into<MixerConfig>,
         (bidirectional, tied): (bool, bool),
         combine: Combine,
         n_residual: usize,
         pb: &ParamBuilder,
     ) -> Result<Self> {
-        let forward = Mamba1::new(d_model, cfg, n_residual, &pb.pp("mamba_fwd"))?;
+        let cfg = &cfg.into();
+        let forward = Mixer::new(d_model, cfg, n_residual, &pb.pp("mamba_fwd"))?;
         let rev = pb.pp("mamba_rev");
         let reverse = match (bidirectional, tied) {
             (false, _) => None,
             (true, true) => {
                 // Checkpoints may hold copies of the shared projections; they are the same tensors.
                 let shared = rev.params();
-                let projections = if cfg.bias { &["weight", "bias"][..] } else { &["weight"] };
+                let projections = if cfg.bias() { &["weight", "bias"][..] } else { &["weight"] };
                 for projection in ["in_proj", "out_proj"] {
                     for part in projections {
                         shared.discard(&format!("{}.{projection}.{part}", rev.prefix()));
                     }
                 }
-                Some(Reverse::Tied(SelectiveSsm::new(d_model, cfg, &rev)?))
+                Some(Reverse::Tied(AnySsm::create(d_model, cfg, &rev)?))
             }
-            (true, false) => Some(Reverse::Untied(Mamba1::new(d_model, cfg, n_residual, &rev)?)),
+            (true, false) => Some(Reverse::Untied(Mixer::new(d_model, cfg, n_residual, &rev)?)),
         };
         Ok(Self { forward, reverse, combine })
     }
@@ -91,21 +92,18 @@ impl BiMamba {
         let flipped = orientation == Orientation::Flipped;
         let directions = Directions { x, segments, flipped };
         let Some(reverse) = &self.reverse else {
-            let y = directions.run(&self.forward, self.forward.ssm(), false)?;
+            let y = directions.run(&self.forward, false)?;
             return directions.output(&self.forward)?.forward(&y);
         };
         let (y_forward, y_reverse) = match reverse {
             Reverse::Tied(ssm) => {
-                let (x, z) = directions.project(&self.forward)?;
-                let run = |ssm: &SelectiveSsm, reverse: bool| {
-                    ssm.forward(&x, &z, Pass { segments, reverse: reverse != flipped, state: None })
+                let projected = directions.project(&self.forward)?;
+                let run = |ssm: &AnySsm, reverse: bool| {
+                    ssm.mix(&projected, Pass { segments, reverse: reverse != flipped, state: None })
                 };
                 (run(self.forward.ssm(), false)?, run(ssm, true)?)
             }
-            Reverse::Untied(mixer) => (
-                directions.run(&self.forward, self.forward.ssm(), false)?,
-                directions.run(mixer, mixer.ssm(), true)?,
-            ),
+            Reverse::Untied(mixer) => (directions.run(&self.forward, false)?, directions.run(mixer, true)?),
         };
         let out_forward = directions.output(&self.forward)?;
         match (reverse, self.combine) {
@@ -140,27 +138,24 @@ struct Directions<'a> {
 }
 
 impl Directions<'_> {
-    /// The projections `x` and `z` of the input.
-    fn project(&self, mixer: &Mamba1) -> Result<(Tensor, Tensor)> {
-        let d_inner = mixer.d_inner();
-        let in_proj = match self.flipped {
-            true => mixer.in_proj().flip_input()?,
-            false => mixer.in_proj().clone(),
-        };
-        let [x, z] = in_proj.split(self.x, [d_inner; 2])?;
-        Ok((x, z))
+    /// The projections of the input.
+    fn project(&self, mixer: &Mixer) -> Result<Vec<Tensor>> {
+        match self.flipped {
+            true => mixer.ssm().project(&mixer.in_proj().flip_input()?, self.x),
+            false => mixer.ssm().project(mixer.in_proj(), self.x),
+        }
     }
 
-    fn output(&self, mixer: &Mamba1) -> Result<Linear> {
+    fn output(&self, mixer: &Mixer) -> Result<Linear> {
         match self.flipped {
             true => mixer.out_proj().flip_output(),
             false => Ok(mixer.out_proj().clone()),
         }
     }
 
-    fn run(&self, mixer: &Mamba1, ssm: &SelectiveSsm, reverse: bool) -> Result<Tensor> {
-        let (x, z) = self.project(mixer)?;
-        ssm.forward(&x, &z, Pass { segments: self.segments, reverse: reverse != self.flipped, state: None })
+    fn run(&self, mixer: &Mixer, reverse: bool) -> Result<Tensor> {
+        let pass = Pass { segments: self.segments, reverse: reverse != self.flipped, state: None };
+        mixer.ssm().mix(&self.project(mixer)?, pass)
     }
 }
 

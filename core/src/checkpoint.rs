@@ -147,8 +147,8 @@ fn load_weights(path: &Path, key: Option<&str>) -> Result<Weights> {
         load_shards(path)
     } else if [".bin", ".pt", ".pth", ".ckpt"].iter().any(|end| name.ends_with(end)) {
         Ok((load_torch(path, key)?, vec![path.to_path_buf()]))
-    } else if !path.exists() {
-        Err(Error::io(path, std::io::ErrorKind::NotFound.into()))
+    } else if let Err(missing) = path.metadata() {
+        Err(Error::io(path, missing))
     } else {
         Err(Error::checkpoint(path, "is neither a folder nor a .safetensors, .bin, .pt, .pth or .ckpt file"))
     }
@@ -234,13 +234,54 @@ fn tensor_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     Ok(View::data(&tensor).into_owned())
 }
 
-pub(crate) fn read_json(path: &Path) -> Result<Value> {
+/// Reads a JSON file.
+pub fn read_json(path: &Path) -> Result<Value> {
     let text = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    serde_json::from_slice(&text).map_err(|e| Error::checkpoint(path, format!("not valid JSON: {e}")))
+    serde_json::from_slice(&text)
+        .or_else(|e| serde_json::from_slice(&without_python_numbers(&text)).map_err(|_| e))
+        .map_err(|e| Error::checkpoint(path, format!("not valid JSON: {e}")))
 }
 
-pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+/// JSON with `null` for the infinities and NaN that Python writes and JSON does not have; texts stay as they are.
+fn without_python_numbers(json: &[u8]) -> Vec<u8> {
+    const WORDS: [&[u8]; 3] = [b"-Infinity", b"Infinity", b"NaN"];
+    let (mut out, mut rest, mut in_text) = (Vec::with_capacity(json.len()), json, false);
+    while let Some((&byte, after)) = rest.split_first() {
+        let word = WORDS.iter().find(|word| !in_text && rest.starts_with(word));
+        rest = match word {
+            Some(word) => {
+                out.extend_from_slice(b"null");
+                &rest[word.len()..]
+            }
+            None if in_text && byte == b'\\' && !after.is_empty() => {
+                out.extend_from_slice(&rest[..2]);
+                &after[1..]
+            }
+            None => {
+                in_text ^= byte == b'"';
+                out.push(byte);
+                after
+            }
+        };
+    }
+    out
+}
+
+/// Writes a JSON file, whole or not at all.
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let mut text = serde_json::to_vec_pretty(value).map_err(Error::other)?;
     text.push(b'\n');
     atomic_write(path, |w: &mut dyn Write| w.write_all(&text).map_err(|e| Error::io(path, e)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pythons_infinity_becomes_null_but_not_in_a_text() {
+        let text = br#"{"a": [0.0, Infinity, -Infinity], "NaN": NaN, "b": "Infinity \" NaN \\"}"#;
+        let json: Value = serde_json::from_slice(&without_python_numbers(text)).unwrap();
+        assert_eq!(json, json!({"a": [0.0, null, null], "NaN": null, "b": "Infinity \" NaN \\"}));
+    }
 }

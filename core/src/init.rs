@@ -51,6 +51,15 @@ pub enum Init {
         /// Step sizes below this are raised to it.
         floor: f64,
     },
+    /// The logarithm of a value uniform in `[lo, hi)`; Mamba-2's `A_log` takes 1 and 16.
+    LogUniform {
+        /// Lower end, above 0.
+        lo: f64,
+        /// Upper end.
+        hi: f64,
+    },
+    /// Every row of a `(d, n)` tensor is this.
+    Rows(Vec<f64>),
     /// Another initialisation times a factor.
     Scaled(Box<Init>, f64),
 }
@@ -88,12 +97,10 @@ impl Init {
                 rng.normal_tensor(shape.clone(), 0.0, *std, DType::F32, device)?.to_dtype(dtype)
             }
             Self::S4dReal => {
-                let &[d, n] = shape.dims() else {
-                    bail!("S4D-Real initialises (d, n) tensors, got shape {:?}", shape.dims())
-                };
-                let row: Vec<f64> = (1..=n).map(|k| (k as f64).ln()).collect();
-                Tensor::from_vec(row, (1, n), device)?.broadcast_as((d, n))?.to_dtype(dtype)?.contiguous()
+                let n = shape.dims().last().copied().unwrap_or(0);
+                rows((1..=n).map(|k| (k as f64).ln()).collect(), shape, dtype, device)
             }
+            Self::Rows(row) => rows(row.clone(), shape, dtype, device),
             Self::DtBias { min, max, floor } => {
                 if !(*min > 0.0 && max >= min && *floor > 0.0) {
                     bail!("dt bias needs 0 < min <= max and floor > 0, got {min}, {max}, {floor}")
@@ -103,9 +110,76 @@ impl Init {
                     .collect();
                 Tensor::from_vec(values, shape.clone(), device)?.to_dtype(dtype)
             }
+            Self::LogUniform { lo, hi } => {
+                if !(*lo > 0.0 && hi >= lo) {
+                    bail!("the logarithm of a uniform value needs 0 < lo <= hi, got {lo}, {hi}")
+                }
+                let values: Vec<f64> =
+                    (0..shape.elem_count()).map(|_| rng.uniform_in(*lo, *hi).ln()).collect();
+                Tensor::from_vec(values, shape.clone(), device)?.to_dtype(dtype)
+            }
             Self::Scaled(inner, factor) => inner.tensor(shape, rng, dtype, device)? * *factor,
         }
     }
+}
+
+/// A `(d, n)` tensor of equal rows.
+fn rows(row: Vec<f64>, shape: &Shape, dtype: DType, device: &Device) -> Result<Tensor> {
+    let &[d, n] = shape.dims() else {
+        bail!("rows of a state matrix fill (d, n) tensors, got shape {:?}", shape.dims())
+    };
+    if row.len() != n {
+        bail!("a row of {} values for a tensor of shape {:?}", row.len(), shape.dims())
+    }
+    Tensor::from_vec(row, (1, n), device)?.broadcast_as((d, n))?.to_dtype(dtype)?.contiguous()
+}
+
+/// Which continuous-time state matrix a state space layer starts from.
+///
+/// | choice | `A` | taken by |
+/// |---|---|---|
+/// | `HippoLegS` | the dense matrix that keeps a history in Legendre polynomials | S4; its diagonal is S4D-Real |
+/// | `S4dLin` | diagonal, `-1/2 + iπn` | [`S4d`](crate::s4d::S4d): complex states, as pairs |
+/// | `S4dReal` | diagonal, `-(n + 1)` | [`Mamba1`](crate::Mamba1) (always: its states are real), [`S4d`](crate::s4d::S4d) |
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StateInit {
+    /// HiPPO-LegS (Gu et al. 2020, arXiv 2008.07669, equation 3; here with the sign of S4).
+    #[serde(rename = "hippo_legs")]
+    HippoLegS,
+    /// S4D-Lin (arXiv 2206.11893, section 4.2).
+    S4dLin,
+    /// S4D-Real (the same section).
+    #[default]
+    S4dReal,
+}
+
+impl StateInit {
+    /// The first `n` poles of a diagonal choice, as pairs of real and imaginary part.
+    ///
+    /// # Errors
+    /// For HiPPO-LegS, which is not diagonal; see [`hippo_legs`].
+    pub fn poles(self, n: usize) -> Result<Vec<(f64, f64)>> {
+        match self {
+            Self::HippoLegS => bail!("HiPPO-LegS is a dense state matrix, expected S4D-Lin or S4D-Real"),
+            Self::S4dLin => Ok((0..n).map(|k| (-0.5, std::f64::consts::PI * k as f64)).collect()),
+            Self::S4dReal => Ok((0..n).map(|k| (-(k as f64 + 1.0), 0.0)).collect()),
+        }
+    }
+}
+
+/// HiPPO-LegS: `A` `(n, n)` and `B` `(n)` in f64. `A[i][k] = -√((2i+1)(2k+1))` below the diagonal, `-(i+1)` on it, 0 above;
+/// `B[i] = √(2i+1)`. The state of `x' = (A x + B u)/t` is the history of `u` up to `t` in scaled Legendre polynomials.
+pub fn hippo_legs(n: usize, device: &Device) -> Result<(Tensor, Tensor)> {
+    let root = |i: usize| (2.0 * i as f64 + 1.0).sqrt();
+    let entry = |i: usize, k: usize| match i.cmp(&k) {
+        std::cmp::Ordering::Greater => -root(i) * root(k),
+        std::cmp::Ordering::Equal => -(i as f64 + 1.0),
+        std::cmp::Ordering::Less => 0.0,
+    };
+    let a: Vec<f64> = (0..n * n).map(|at| entry(at / n, at % n)).collect();
+    let b: Vec<f64> = (0..n).map(root).collect();
+    Ok((Tensor::from_vec(a, (n, n), device)?, Tensor::from_vec(b, n, device)?))
 }
 
 /// The x with `ln(1 + exp(x)) = y`, for y > 0; stable for small y.
@@ -129,6 +203,39 @@ mod tests {
     }
 
     #[test]
+    fn diagonal_choices_have_their_closed_forms() {
+        let pi = std::f64::consts::PI;
+        assert_eq!(StateInit::S4dLin.poles(3).unwrap(), [(-0.5, 0.0), (-0.5, pi), (-0.5, 2.0 * pi)]);
+        assert_eq!(StateInit::S4dReal.poles(3).unwrap(), [(-1.0, 0.0), (-2.0, 0.0), (-3.0, 0.0)]);
+        assert_eq!(serde_json::to_value(StateInit::S4dLin).unwrap(), "s4d_lin");
+    }
+
+    /// x' = (A x + B u)/t keeps u's coefficients in Legendre polynomials over [0, t]: for u = 1 that is the first basis
+    /// vector, for u(s) = s it is t·(1/2, 1/(2√3), 0, …); both are checked in the equation itself.
+    #[test]
+    fn hippo_legs_keeps_histories_in_legendre_polynomials() -> Result<()> {
+        const N: usize = 6;
+        let (a, b) = hippo_legs(N, &Device::Cpu)?;
+        let (a, b) = (a.to_vec2::<f64>()?, b.to_vec1::<f64>()?);
+        assert_eq!(a[0], [-1.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+        assert_eq!((a[2][0], a[2][1], a[2][2]), (-(5f64.sqrt()), -(15f64.sqrt()), -3.0));
+        let rate = |x: &[f64], u: f64| -> Vec<f64> {
+            (0..N).map(|i| (0..N).map(|k| a[i][k] * x[k]).sum::<f64>() + b[i] * u).collect()
+        };
+        // u = 1: x = e_0 at all times, so A e_0 + B = 0
+        let mut x = [0.0; N];
+        x[0] = 1.0;
+        assert!(rate(&x, 1.0).iter().all(|r| r.abs() < 1e-12));
+        // u = s: x(t) = t·v, so t·x' = t·v = A (t v) + B t
+        let mut v = [0.0; N];
+        (v[0], v[1]) = (0.5, 0.5 / 3f64.sqrt());
+        for (got, want) in rate(&v, 1.0).iter().zip(v) {
+            assert!((got - want).abs() < 1e-12, "{got}, expected {want}");
+        }
+        Ok(())
+    }
+
+    #[test]
     fn dt_bias_gives_log_uniform_step_sizes() {
         let init = Init::DtBias { min: 1e-3, max: 0.1, floor: 1e-4 };
         let steps: Vec<f64> = draw(&init, 20_000).iter().map(|b| b.exp().ln_1p()).collect();
@@ -141,6 +248,20 @@ mod tests {
         let floored = draw(&Init::DtBias { min: 1e-3, max: 0.1, floor: 0.05 }, 1000);
         assert!(floored.iter().all(|b| b.exp().ln_1p() > 0.0499));
         assert!((inverse_softplus(2.0) - (2f64.exp() - 1.0).ln()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn log_uniform_values_are_logarithms_of_uniform_ones() {
+        let values: Vec<f64> =
+            draw(&Init::LogUniform { lo: 1.0, hi: 16.0 }, 20_000).iter().map(|x| x.exp()).collect();
+        assert!(values.iter().all(|x| (1.0 - 1e-9..16.0 + 1e-9).contains(x)));
+        let mean = values.iter().sum::<f64>() / 20_000.0;
+        assert!((mean - 8.5).abs() < 0.1, "{mean}");
+        assert!(
+            Init::LogUniform { lo: 0.0, hi: 1.0 }
+                .tensor(&4.into(), &mut Rng::new(1), DType::F32, &Device::Cpu)
+                .is_err()
+        );
     }
 
     #[test]

@@ -1,9 +1,13 @@
-//! Causal language models of Mamba-1, in the layouts of mamba_ssm and of Hugging Face transformers.
+//! Causal language models, in the layouts of mamba_ssm and of Hugging Face transformers.
 
 use crate::mamba1::{DtRank, Mamba1Config, expect_possible};
+use crate::mamba2::{DtLimit, Mamba2Config};
+use crate::mixer::MixerConfig;
 use crate::nn::{Embedding, Linear, NormKind};
-use crate::{Backbone, BackboneConfig, BackboneState, Checkpoint, Error, Init, ParamBuilder, Params};
-use candle_core::{D, DType, Device, IndexOp, Module, Result, Tensor};
+use crate::{
+    Backbone, BackboneConfig, BackboneState, Checkpoint, Error, Init, ParamBuilder, Params, WeightFormat,
+};
+use candle_core::{DType, Device, Module, Result, Tensor};
 use mamba_kernels::Segments;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -60,34 +64,55 @@ impl Default for LmConfig {
     }
 }
 
-/// `ssm_cfg` of mamba_ssm: the name of the mixer beside its settings.
+/// `ssm_cfg` of mamba_ssm: the mixer's settings, with its name under `"layer"`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "Map<String, Value>")]
+#[serde(try_from = "Map<String, Value>", into = "Map<String, Value>")]
 pub struct SsmConfig {
-    /// `"Mamba1"`, or absent for it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub layer: Option<String>,
-    /// Its settings.
-    #[serde(flatten)]
-    pub mixer: Mamba1Config,
+    /// The mixer.
+    pub mixer: MixerConfig,
 }
 
-/// By hand, because serde ignores unknown keys in flattened structs.
-impl TryFrom<Map<String, Value>> for SsmConfig {
-    type Error = serde_json::Error;
-
-    fn try_from(mut keys: Map<String, Value>) -> serde_json::Result<Self> {
-        let layer = keys.remove("layer").map(serde_json::from_value).transpose()?;
-        Ok(Self { layer, mixer: serde_json::from_value(Value::Object(keys))? })
+impl<C: Into<MixerConfig>> From<C> for SsmConfig {
+    fn from(mixer: C) -> Self {
+        Self { mixer: mixer.into() }
     }
 }
 
-/// What we read of a transformers config with `"model_type": "mamba"`.
+impl TryFrom<Map<String, Value>> for SsmConfig {
+    type Error = Error;
+
+    fn try_from(keys: Map<String, Value>) -> crate::Result<Self> {
+        Ok(Self { mixer: MixerConfig::try_from(keys)? })
+    }
+}
+
+impl From<SsmConfig> for Map<String, Value> {
+    fn from(cfg: SsmConfig) -> Self {
+        let mut keys = cfg.mixer.settings();
+        if !matches!(cfg.mixer, MixerConfig::Mamba1(_)) {
+            keys.insert("layer".into(), cfg.mixer.layer().into());
+        }
+        keys
+    }
+}
+
+/// What we read of a transformers config, whatever the mixer.
 #[derive(Deserialize)]
 struct HubConfig {
     hidden_size: usize,
     num_hidden_layers: usize,
     vocab_size: usize,
+    #[serde(default = "default_epsilon")]
+    layer_norm_epsilon: f64,
+    #[serde(default = "yes")]
+    tie_word_embeddings: bool,
+    #[serde(default = "silu")]
+    hidden_act: String,
+}
+
+/// What we read of one with `"model_type": "mamba"`.
+#[derive(Deserialize)]
+struct HubMamba1 {
     state_size: usize,
     conv_kernel: usize,
     expand: usize,
@@ -96,12 +121,61 @@ struct HubConfig {
     use_bias: bool,
     #[serde(default = "yes")]
     use_conv_bias: bool,
-    #[serde(default = "default_epsilon")]
-    layer_norm_epsilon: f64,
+}
+
+/// What we read of one with `"model_type": "mamba2"`.
+#[derive(Deserialize)]
+struct HubMamba2 {
+    state_size: usize,
+    conv_kernel: usize,
+    expand: usize,
+    head_dim: usize,
+    num_heads: usize,
+    n_groups: usize,
+    #[serde(default)]
+    time_step_limit: DtLimit,
+    #[serde(default)]
+    use_bias: bool,
     #[serde(default = "yes")]
-    tie_word_embeddings: bool,
-    #[serde(default = "silu")]
-    hidden_act: String,
+    use_conv_bias: bool,
+}
+
+impl From<HubMamba1> for MixerConfig {
+    fn from(hub: HubMamba1) -> Self {
+        Self::Mamba1(Mamba1Config {
+            d_state: hub.state_size,
+            d_conv: hub.conv_kernel,
+            expand: hub.expand,
+            dt_rank: hub.time_step_rank,
+            bias: hub.use_bias,
+            conv_bias: hub.use_conv_bias,
+            ..Mamba1Config::default()
+        })
+    }
+}
+
+impl HubMamba2 {
+    fn mixer(self, hub: &HubConfig) -> crate::Result<MixerConfig> {
+        let Self { num_heads, head_dim, expand, .. } = self;
+        if num_heads.checked_mul(head_dim) != expand.checked_mul(hub.hidden_size) {
+            return Err(Error::Config(format!(
+                "num_heads {num_heads} of head_dim {head_dim} are not expand {expand} times hidden_size {}",
+                hub.hidden_size
+            )));
+        }
+        Ok(MixerConfig::Mamba2(Mamba2Config {
+            d_state: self.state_size,
+            d_conv: self.conv_kernel,
+            expand,
+            headdim: head_dim,
+            ngroups: self.n_groups,
+            norm_epsilon: hub.layer_norm_epsilon,
+            dt_limit: self.time_step_limit,
+            bias: self.use_bias,
+            conv_bias: self.use_conv_bias,
+            ..Mamba2Config::default()
+        }))
+    }
 }
 
 fn silu() -> String {
@@ -118,18 +192,27 @@ fn default_epsilon() -> f64 {
 
 impl LmConfig {
     /// Reads a config of either layout.
+    ///
+    /// A hub model of Mamba-2 with several groups is read as mamba_ssm computes it, with consecutive heads in one group and
+    /// a norm for each group; some versions of transformers compute another function of the same weights.
     pub fn from_json(json: &Value) -> crate::Result<Self> {
         let bad = |e: serde_json::Error| Error::Config(format!("language model config: {e}"));
-        if json.get("model_type").is_none() {
+        let Some(model_type) = json.get("model_type") else {
             return serde_json::from_value(json.clone()).map_err(bad);
-        }
-        if json["model_type"] != "mamba" {
-            return Err(Error::Config(format!("model_type is {}, expected \"mamba\"", json["model_type"])));
+        };
+        if model_type != "mamba" && model_type != "mamba2" {
+            return Err(Error::Config(format!(
+                "model_type is {model_type}, expected \"mamba\" or \"mamba2\""
+            )));
         }
         let hub: HubConfig = serde_json::from_value(json.clone()).map_err(bad)?;
         if !["silu", "swish"].contains(&hub.hidden_act.as_str()) {
             return Err(Error::Config(format!("hidden_act is {:?}, expected \"silu\"", hub.hidden_act)));
         }
+        let mixer = match model_type == "mamba" {
+            true => serde_json::from_value::<HubMamba1>(json.clone()).map_err(bad)?.into(),
+            false => serde_json::from_value::<HubMamba2>(json.clone()).map_err(bad)?.mixer(&hub)?,
+        };
         Ok(Self {
             d_model: hub.hidden_size,
             n_layer: hub.num_hidden_layers,
@@ -137,27 +220,13 @@ impl LmConfig {
             pad_vocab_size_multiple: 1,
             tie_embeddings: hub.tie_word_embeddings,
             norm_epsilon: hub.layer_norm_epsilon,
-            ssm_cfg: SsmConfig {
-                layer: None,
-                mixer: Mamba1Config {
-                    d_state: hub.state_size,
-                    d_conv: hub.conv_kernel,
-                    expand: hub.expand,
-                    dt_rank: hub.time_step_rank,
-                    bias: hub.use_bias,
-                    conv_bias: hub.use_conv_bias,
-                    ..Mamba1Config::default()
-                },
-            },
+            ssm_cfg: SsmConfig { mixer },
             ..Self::default()
         })
     }
 
     /// Refuses settings that make no model.
     pub fn validate(&self) -> crate::Result<()> {
-        if let Some(layer) = self.ssm_cfg.layer.as_deref().filter(|&l| l != "Mamba1") {
-            return Err(Error::Config(format!("ssm_cfg.layer is {layer:?}, expected \"Mamba1\"")));
-        }
         if !self.attn_layer_idx.is_empty() {
             return Err(Error::Config("attn_layer_idx: attention layers are not supported".into()));
         }
@@ -202,6 +271,7 @@ pub struct MambaLm {
     embedding: Embedding,
     backbone: Backbone,
     head: Linear,
+    vocab_size: usize,
 }
 
 impl MambaLm {
@@ -216,20 +286,31 @@ impl MambaLm {
         }
         let embedding = pb.get_any((vocab, d), &names, init.clone())?;
         let head = match cfg.tie_embeddings {
-            true => embedding.clone(),
-            false => pb.get((vocab, d), "lm_head.weight", Init::linear(d))?,
+            true => Linear::tied(&embedding, pb)?,
+            false => Linear::with_init((vocab, d), Init::linear(d), None, &pb.pp("lm_head"))?,
         };
         Ok(Self {
             embedding: Embedding::from_tensor(embedding),
             backbone: Backbone::new(&cfg.backbone(), &pb.pp("backbone"))?,
-            head: Linear::from_tensors(head, None),
+            head,
+            vocab_size: cfg.vocab_size,
         })
     }
 
     /// A checkpoint for inference.
     pub fn load(checkpoint: Checkpoint, dtype: DType, device: &Device) -> crate::Result<Self> {
+        Self::load_as(checkpoint, WeightFormat::Full, dtype, device)
+    }
+
+    /// A checkpoint for inference with the weights of its linear maps in another format.
+    pub fn load_as(
+        checkpoint: Checkpoint,
+        format: WeightFormat,
+        dtype: DType,
+        device: &Device,
+    ) -> crate::Result<Self> {
         let cfg = LmConfig::from_json(&checkpoint.config)?;
-        let params = Params::frozen(checkpoint.tensors, dtype, device);
+        let params = Params::frozen(checkpoint.tensors, dtype, device).with_weight_format(format);
         let model = Self::new(&cfg, &params.builder())?;
         params.check()?;
         Ok(model)
@@ -247,8 +328,39 @@ impl MambaLm {
         segments: Option<&Segments>,
         state: Option<&mut BackboneState>,
     ) -> Result<Tensor> {
-        let x = self.embedding.forward(input_ids)?;
-        self.head.forward(&self.backbone.forward_with(&x, segments, state)?)
+        let x = self.embed(input_ids)?;
+        self.logits(&self.forward_embedded(&x, segments, state)?)
+    }
+
+    /// Tokens of the vocabulary, without those that pad it.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// Where the model lies.
+    pub fn device(&self) -> &Device {
+        self.embedding.weight().device()
+    }
+
+    /// The embeddings of tokens: `(…)` u32 → `(…, d_model)`.
+    pub fn embed(&self, input_ids: &Tensor) -> Result<Tensor> {
+        self.embedding.forward(input_ids)
+    }
+
+    /// What the head reads, from embeddings of any making (of tokens and positions, say): `(B, L, d_model)` →
+    /// `(B, L, d_model)`.
+    pub fn forward_embedded(
+        &self,
+        x: &Tensor,
+        segments: Option<&Segments>,
+        state: Option<&mut BackboneState>,
+    ) -> Result<Tensor> {
+        self.backbone.forward_with(x, segments, state)
+    }
+
+    /// The head: `(…, d_model)` → `(…, vocabulary)`.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.head.forward(hidden)
     }
 
     /// The residual stream after each block and, last, the output of the backbone; `(B, L, d_model)` each.
@@ -264,23 +376,5 @@ impl MambaLm {
     pub fn step(&self, input_ids: &Tensor, state: &mut BackboneState) -> Result<Tensor> {
         let x = self.embedding.forward(input_ids)?;
         self.head.forward(&self.backbone.step(&x, state)?)
-    }
-
-    /// Continues each row of `prompt` `(B, L)` by `tokens` most likely tokens: the new tokens `(B, tokens)` and the
-    /// logits that chose them `(B, tokens, vocabulary)`.
-    pub fn generate_greedy(&self, prompt: &Tensor, tokens: usize) -> Result<(Tensor, Tensor)> {
-        let mut state = BackboneState::new();
-        let last = prompt.dim(1)? - 1;
-        let mut logits = self.forward_with(prompt, None, Some(&mut state))?.i((.., last, ..))?;
-        let (mut ids, mut all) = (Vec::new(), Vec::new());
-        for i in 0..tokens {
-            let next = logits.argmax(D::Minus1)?; // (B)
-            all.push(logits.contiguous()?);
-            if i + 1 < tokens {
-                logits = self.step(&next, &mut state)?;
-            }
-            ids.push(next);
-        }
-        Ok((Tensor::stack(&ids, 1)?, Tensor::stack(&all, 1)?))
     }
 }

@@ -10,10 +10,12 @@
 //!
 //! Projections that feed different places are written apart by one op: no `(B, L, ·)` tensor is split.
 
+pub use crate::mixer::Pass;
+use crate::mixer::{MixerOf, Projections, Ssm};
 use crate::nn::Linear;
 use crate::{Error, Init, ParamBuilder};
-use candle_core::{Module, Result, Tensor};
-use mamba_kernels::{CausalConv1d, Segments, SelectiveScan};
+use candle_core::{Module, Result, Tensor, bail};
+use mamba_kernels::{CausalConv1d, SelectiveScan};
 use serde::{Deserialize, Serialize};
 
 /// Hyper-parameters of the mixer, with upstream's names (`ssm_cfg`).
@@ -42,6 +44,10 @@ pub struct Mamba1Config {
     pub conv_bias: bool,
     /// Whether `in_proj` and `out_proj` have one.
     pub bias: bool,
+    /// The gate of Mamba+ (Liang et al. 2024, arXiv 2404.15772, section 3.2): `(C·h) · silu(z) + D·x · (1 - σ(z))`,
+    /// where the skip passes through what the gate keeps out.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub forget_gate: bool,
     /// Upstream's switch between two code paths of one function; read and written, never used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub use_fast_path: Option<bool>,
@@ -61,6 +67,7 @@ impl Default for Mamba1Config {
             dt_init_floor: 1e-4,
             conv_bias: true,
             bias: false,
+            forget_gate: false,
             use_fast_path: None,
         }
     }
@@ -174,7 +181,7 @@ pub(crate) fn expect_possible(parameters: f64, what: impl FnOnce() -> String) ->
     Ok(())
 }
 
-/// What a mixer remembers of the tokens before: kept between [`Mamba1::step`]s or chunks of a sequence.
+/// What a mixer remembers of the tokens before: kept between steps or chunks of a sequence.
 ///
 /// A new state is that of the beginning of a sequence. Gradients flow through it from one chunk to the one before;
 /// [`Mamba1State::detach`] cuts them (truncated back-propagation through time).
@@ -198,17 +205,6 @@ impl Mamba1State {
     }
 }
 
-/// How a sequence is run through a mixer.
-#[derive(Default)]
-pub struct Pass<'a> {
-    /// Which tokens form a sequence; by default each batch row.
-    pub segments: Option<&'a Segments>,
-    /// From the last token to the first.
-    pub reverse: bool,
-    /// State before, replaced by the state after.
-    pub state: Option<&'a mut Mamba1State>,
-}
-
 /// What lies between the projections: convolution, selective parameters, scan. Directions of a bidirectional mixer have
 /// one each and may share the projections.
 #[derive(Clone, Debug)]
@@ -219,37 +215,64 @@ pub struct SelectiveSsm {
     dt: Linear,
     dt_bias: Tensor,
     a_log: Tensor,
+    /// `-exp(A_log)`, kept where it cannot change.
+    a: Option<Tensor>,
     d: Tensor,
+    forget_gate: bool,
 }
 
 impl SelectiveSsm {
     /// Parameters `conv1d`, `x_proj`, `dt_proj`, `A_log` and `D` under `pb`.
     pub fn new(d_model: usize, cfg: &Mamba1Config, pb: &ParamBuilder) -> Result<Self> {
+        Self::with_suffix(d_model, cfg, pb, "")
+    }
+
+    /// The same with Vim's names of a second direction: `conv1d_b`, `x_proj_b`, `dt_proj_b`, `A_b_log`, `D_b` for `_b`.
+    pub(crate) fn with_suffix(
+        d_model: usize,
+        cfg: &Mamba1Config,
+        pb: &ParamBuilder,
+        suffix: &str,
+    ) -> Result<Self> {
         cfg.validate_for(d_model).map_err(candle_core::Error::wrap)?;
         let (d_inner, n, k) = (cfg.d_inner(d_model), cfg.d_state, cfg.d_conv);
         let rank = cfg.dt_rank.resolve(d_model);
-        let conv = pb.pp("conv1d");
+        let conv = pb.pp(format!("conv1d{suffix}"));
         let conv_weight = conv.get((d_inner, 1, k), "weight", Init::linear(k))?.squeeze(1)?;
         let conv_bias = match cfg.conv_bias {
             true => Some(conv.get_no_decay(d_inner, "bias", Init::linear(k))?),
             false => None,
         };
-        let x_proj = Linear::new(d_inner, rank + 2 * n, false, &pb.pp("x_proj"))?;
+        let x_proj = Linear::new(d_inner, rank + 2 * n, false, &pb.pp(format!("x_proj{suffix}")))?;
         let bound = (rank as f64).powf(-0.5) * cfg.dt_scale;
         let dt_init = match cfg.dt_init {
             DtInit::Random => Init::Uniform { lo: -bound, hi: bound },
             DtInit::Constant => Init::Const(bound),
         };
         let dt_bias = Init::DtBias { min: cfg.dt_min, max: cfg.dt_max, floor: cfg.dt_init_floor };
+        let a_log = pb.get_no_decay((d_inner, n), &format!("A{suffix}_log"), Init::S4dReal)?;
+        let dt_proj = pb.pp(format!("dt_proj{suffix}"));
         Ok(Self {
             conv_weight,
             conv_bias,
             x_proj,
-            dt: Linear::from_tensors(pb.pp("dt_proj").get((d_inner, rank), "weight", dt_init)?, None),
-            dt_bias: pb.pp("dt_proj").get_no_decay(d_inner, "bias", dt_bias)?,
-            a_log: pb.get_no_decay((d_inner, n), "A_log", Init::S4dReal)?,
-            d: pb.get_no_decay(d_inner, "D", Init::Ones)?,
+            dt: Linear::with_init((d_inner, rank), dt_init, None, &dt_proj)?,
+            dt_bias: dt_proj.get_no_decay(d_inner, "bias", dt_bias)?,
+            a: fixed_state_matrix(&a_log)?,
+            a_log,
+            d: pb.get_no_decay(d_inner, &format!("D{suffix}"), Init::Ones)?,
+            forget_gate: cfg.forget_gate,
         })
+    }
+
+    /// The same map but for the state matrix.
+    pub(crate) fn with_a_log(&self, a_log: Tensor) -> Result<Self> {
+        Ok(Self { a: fixed_state_matrix(&a_log)?, a_log, ..self.clone() })
+    }
+
+    /// `-exp(A_log)`, `(d_inner, d_state)`.
+    fn state_matrix(&self) -> Result<Tensor> {
+        self.a.clone().map_or_else(|| self.a_log.exp()?.neg(), Ok)
     }
 
     /// `x`, `z` `(B, L, d_inner)` → `(B, L, d_inner)`.
@@ -269,98 +292,124 @@ impl SelectiveSsm {
         let (rank, n) = (self.dt.weight().dim(1)?, self.a_log.dim(1)?);
         let [dt_low, b, c] = self.x_proj.split(&x, [rank, n, n])?; // (B, L, ·)
         let delta = self.dt.forward(&dt_low)?; // (B, L, d_inner)
-        let a = self.a_log.exp()?.neg()?;
+        // One token from a zero state: y = (B·C) δ x + D x, whatever A is. A single state does the work of all.
+        let (a, b, c) = match x.dim(1)? == 1 && segments.is_none() && state.is_none() {
+            true => (
+                self.d.ones_like()?.neg()?.unsqueeze(1)?,
+                b.narrow(2, 0, 1)?.ones_like()?,
+                (b * c)?.sum_keepdim(2)?,
+            ),
+            false => (self.state_matrix()?, b, c),
+        };
         let mut scan = SelectiveScan::new(&x, &delta, &a, &b, &c)
-            .skip(&self.d)
             .gate(z)
             .delta_bias(&self.dt_bias)
             .softplus(true)
             .reverse(reverse);
+        if !self.forget_gate {
+            scan = scan.skip(&self.d);
+        }
         scan = segments.into_iter().fold(scan, |scan, segments| scan.segments(segments));
-        let Some(state) = state else { return scan.run() };
-        let (y, ssm) = state.ssm.iter().fold(scan, |scan, s| scan.initial_state(s)).run_with_state()?;
-        *state = Mamba1State { conv: conv_state, ssm: Some(ssm) };
-        Ok(y)
+        let y = match state {
+            None => scan.run()?,
+            Some(state) => {
+                let scan = state.ssm.iter().fold(scan, |scan, s| scan.initial_state(s));
+                let (y, ssm) = scan.run_with_state()?;
+                *state = Mamba1State { conv: conv_state, ssm: Some(ssm) };
+                y
+            }
+        };
+        match self.forget_gate {
+            false => Ok(y),
+            true => y + (x.broadcast_mul(&self.d)? * candle_nn::ops::sigmoid(&z.neg()?)?)?,
+        }
+    }
+}
+
+/// `-exp(A_log)` of a matrix that is not trained.
+fn fixed_state_matrix(a_log: &Tensor) -> Result<Option<Tensor>> {
+    match a_log.is_variable() {
+        true => Ok(None),
+        false => a_log.exp()?.neg().map(Some),
+    }
+}
+
+impl Ssm for SelectiveSsm {
+    type Config = Mamba1Config;
+    type State = Mamba1State;
+
+    fn projections(d_model: usize, cfg: &Mamba1Config) -> crate::Result<Projections> {
+        cfg.validate_for(d_model)?;
+        let d_inner = cfg.d_inner(d_model);
+        Ok(Projections { d_in_proj: 2 * d_inner, d_inner, bias: cfg.bias })
+    }
+
+    fn create(d_model: usize, cfg: &Mamba1Config, pb: &ParamBuilder) -> Result<Self> {
+        Self::new(d_model, cfg, pb)
+    }
+
+    fn project(&self, in_proj: &Linear, x: &Tensor) -> Result<Vec<Tensor>> {
+        let d_inner = self.d.dim(0)?;
+        Ok(in_proj.split(x, [d_inner; 2])?.into()) // x, z (B, L, d_inner)
+    }
+
+    fn mix(&self, projected: &[Tensor], pass: Pass<'_>) -> Result<Tensor> {
+        let [x, z] = projected else { bail!("Mamba-1 mixes x and z, got {} tensors", projected.len()) };
+        self.forward(x, z, pass)
     }
 }
 
 /// The Mamba-1 mixer.
-#[derive(Clone, Debug)]
-pub struct Mamba1 {
-    in_proj: Linear,
-    ssm: SelectiveSsm,
-    out_proj: Linear,
-    d_inner: usize,
-}
+pub type Mamba1 = MixerOf<SelectiveSsm>;
 
-impl Mamba1 {
-    /// A mixer of width `d_model`; `n_residual` is the number of residual branches of the whole model, by whose root
-    /// upstream divides the initial `out_proj` (1 leaves it).
-    pub fn new(d_model: usize, cfg: &Mamba1Config, n_residual: usize, pb: &ParamBuilder) -> Result<Self> {
-        cfg.validate_for(d_model).map_err(candle_core::Error::wrap)?;
-        let d_inner = cfg.d_inner(d_model);
-        let out = pb.pp("out_proj");
-        let init = Init::linear(d_inner).scaled(1.0 / (n_residual.max(1) as f64).sqrt());
-        let out_bias = match cfg.bias {
-            true => Some(out.get_no_decay(d_model, "bias", Init::Zeros)?),
-            false => None,
-        };
-        let in_proj = pb.pp("in_proj");
-        let in_bias = match cfg.bias {
-            true => Some(in_proj.get_no_decay(2 * d_inner, "bias", Init::Zeros)?),
-            false => None,
-        };
-        Ok(Self {
-            in_proj: Linear::from_tensors(
-                in_proj.get((2 * d_inner, d_model), "weight", Init::linear(d_model))?,
-                in_bias,
-            ),
-            ssm: SelectiveSsm::new(d_model, cfg, pb)?,
-            out_proj: Linear::from_tensors(out.get((d_model, d_inner), "weight", init)?, out_bias),
-            d_inner,
-        })
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Params, Rng};
+    use candle_core::{DType, Device};
+
+    fn normal(shape: (usize, usize, usize), seed: u64) -> Tensor {
+        Rng::new(seed).normal_tensor(shape, 0.0, 1.0, DType::F64, &Device::Cpu).unwrap()
     }
 
-    /// The input projections of `x` and of the gate `z`.
-    pub(crate) fn in_proj(&self) -> &Linear {
-        &self.in_proj
+    fn farthest(a: &Tensor, b: &Tensor) -> f64 {
+        (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
     }
 
-    pub(crate) fn ssm(&self) -> &SelectiveSsm {
-        &self.ssm
+    #[test]
+    fn a_token_alone_is_the_first_of_many() -> Result<()> {
+        let params = Params::fresh(1, DType::F64, &Device::Cpu);
+        let mixer = Mamba1::new(6, &Mamba1Config { d_state: 5, ..Default::default() }, 1, &params.builder())?;
+        let x = normal((3, 4, 6), 2);
+        for reverse in [false, true] {
+            let first = if reverse { 3 } else { 0 };
+            let pass = || Pass { reverse, ..Pass::default() };
+            let of_many = mixer.forward_pass(&x, pass())?.narrow(1, first, 1)?;
+            let alone = mixer.forward_pass(&x.narrow(1, first, 1)?.contiguous()?, pass())?;
+            assert!(farthest(&of_many, &alone) < 1e-12);
+        }
+        Ok(())
     }
 
-    pub(crate) fn out_proj(&self) -> &Linear {
-        &self.out_proj
-    }
-
-    pub(crate) fn d_inner(&self) -> usize {
-        self.d_inner
-    }
-
-    /// `(B, L, d_model)` → `(B, L, d_model)`; every row is a sequence from its beginning.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.forward_pass(x, Pass::default())
-    }
-
-    /// The same for packed or padded sequences, and from and to a state: prefill, or a chunk of a longer sequence.
-    pub fn forward_with(
-        &self,
-        x: &Tensor,
-        segments: Option<&Segments>,
-        state: Option<&mut Mamba1State>,
-    ) -> Result<Tensor> {
-        self.forward_pass(x, Pass { segments, reverse: false, state })
-    }
-
-    /// One token: `(B, d_model)` → `(B, d_model)`.
-    pub fn step(&self, x: &Tensor, state: &mut Mamba1State) -> Result<Tensor> {
-        self.forward_with(&x.unsqueeze(1)?, None, Some(state))?.squeeze(1)
-    }
-
-    /// `(B, L, d_model)` → `(B, L, d_model)`, any way.
-    pub fn forward_pass(&self, x: &Tensor, pass: Pass<'_>) -> Result<Tensor> {
-        let [x, z] = self.in_proj.split(x, [self.d_inner; 2])?; // (B, L, d_inner)
-        self.out_proj.forward(&self.ssm.forward(&x, &z, pass)?)
+    #[test]
+    fn the_forget_gate_opens_for_the_scan_and_closes_for_the_skip() -> Result<()> {
+        let params = Params::fresh(1, DType::F64, &Device::Cpu);
+        let plain = Mamba1Config { d_state: 3, expand: 1, ..Default::default() };
+        let gated = Mamba1Config { forget_gate: true, ..plain.clone() };
+        let (plain, gated) = (
+            SelectiveSsm::new(4, &plain, &params.builder())?,
+            SelectiveSsm::new(4, &gated, &params.builder())?,
+        );
+        params.set("D", &Tensor::new(&[0.5, -1.0, 2.0, 0.25], &Device::Cpu)?)?;
+        let (x, z) = (normal((2, 7, 4), 3), normal((2, 7, 4), 4));
+        let conv = CausalConv1d::new(&x, &plain.conv_weight).silu(true);
+        let u = plain.conv_bias.iter().fold(conv, |conv, bias| conv.bias(bias)).run()?;
+        // plain: (C·h + D·u) silu(z); gated: (C·h) silu(z) + D·u (1 - σ(z))
+        let skip = u.broadcast_mul(&plain.d)?;
+        let sigmoid = candle_nn::ops::sigmoid(&z)?;
+        let scan = (plain.forward(&x, &z, Pass::default())? - (&skip * z.silu()?)?)?;
+        let expected = (scan + (skip * (1.0 - sigmoid)?)?)?;
+        assert!(farthest(&gated.forward(&x, &z, Pass::default())?, &expected) < 1e-12);
+        Ok(())
     }
 }

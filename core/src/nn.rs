@@ -1,33 +1,50 @@
 //! Layers that keep their gradients: candle_nn's own norms drop them silently.
 
+use crate::lora::Adapter;
+use crate::params::LinearWeight;
 use crate::{Init, ParamBuilder};
 use candle_core::{D, IndexOp, Module, Result, Tensor};
 use mamba_kernels::Norm as NormOp;
 use serde::{Deserialize, Serialize};
 
-/// A linear map `y = x Wᵀ + b`, weight `(out, in)`.
+/// A linear map `y = x Wᵀ + b`, weight `(out, in)`. The weight may be compact ([`crate::quant`]) and may have an adapter
+/// beside it ([`crate::lora`]), as the parameters' store says.
 #[derive(Clone, Debug)]
 pub struct Linear {
-    weight: Tensor,
+    weight: LinearWeight,
     bias: Option<Tensor>,
 }
 
 impl Linear {
     /// A map from `d_in` to `d_out` channels with torch's initialisation.
     pub fn new(d_in: usize, d_out: usize, bias: bool, pb: &ParamBuilder) -> Result<Self> {
-        let weight = pb.get((d_out, d_in), "weight", Init::linear(d_in))?;
-        let bias = if bias { Some(pb.get_no_decay(d_out, "bias", Init::linear(d_in))?) } else { None };
-        Ok(Self { weight, bias })
+        Self::with_init((d_out, d_in), Init::linear(d_in), bias.then(|| Init::linear(d_in)), pb)
+    }
+
+    /// A map with a weight of `shape` `(out, in)`, and a bias if it has an initialisation.
+    pub fn with_init(
+        shape: (usize, usize),
+        weight: Init,
+        bias: Option<Init>,
+        pb: &ParamBuilder,
+    ) -> Result<Self> {
+        let bias = bias.map(|init| pb.get_no_decay(shape.0, "bias", init)).transpose()?;
+        Ok(Self { weight: pb.linear_weight(shape, weight)?, bias })
+    }
+
+    /// A map whose weight `(out, in)` is another parameter of the model too, like a head that shares the embedding.
+    pub fn tied(weight: &Tensor, pb: &ParamBuilder) -> Result<Self> {
+        Ok(Self { weight: pb.tied_weight(weight.clone())?, bias: None })
     }
 
     /// From tensors: `weight` `(out, in)`, `bias` `(out)`.
     pub fn from_tensors(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Self { weight, bias }
+        Self { weight: LinearWeight { values: weight, scales: None, adapter: None }, bias }
     }
 
-    /// The weight `(out, in)`.
+    /// The weight `(out, in)` as it is stored, without its adapter.
     pub fn weight(&self) -> &Tensor {
-        &self.weight
+        &self.weight.values
     }
 
     /// The bias `(out)`.
@@ -37,26 +54,42 @@ impl Linear {
 
     /// The output in parts of `parts[i]` channels, without a copy: `(…, in)` → `(…, parts[i])` each.
     pub fn split<const N: usize>(&self, x: &Tensor, parts: [usize; N]) -> Result<[Tensor; N]> {
-        let outputs = mamba_kernels::linear(x, &self.weight, self.bias.as_ref(), &parts)?;
+        let LinearWeight { values, scales, adapter } = &self.weight;
+        let bias = self.bias.as_ref();
+        let mut outputs = match values.dtype() == x.dtype() {
+            true => mamba_kernels::linear(x, values, bias, &parts)?,
+            false => mamba_kernels::linear_compact(x, values, scales.as_ref(), bias, &parts)?,
+        };
+        if let Some(adapter) = adapter {
+            for (y, change) in outputs.iter_mut().zip(adapter.split(x, &parts)?) {
+                *y = (&*y + change)?;
+            }
+        }
         outputs.try_into().map_err(|_| candle_core::Error::msg("linear: wrong number of parts"))
     }
 
     /// The map of a reversed input: `y = flip(x) Wᵀ + b`.
     pub fn flip_input(&self) -> Result<Self> {
-        Ok(Self { weight: flip(&self.weight, 1)?, bias: self.bias.clone() })
+        let LinearWeight { values, scales, adapter } = &self.weight;
+        let adapter = adapter.as_ref().map(Adapter::flip_input).transpose()?;
+        let weight = LinearWeight { values: flip(values, 1)?, scales: scales.clone(), adapter };
+        Ok(Self { weight, bias: self.bias.clone() })
     }
 
     /// The map to a reversed output: `y = flip(x Wᵀ + b)`.
     pub fn flip_output(&self) -> Result<Self> {
-        let bias = self.bias.as_ref().map(|b| flip(b, 0)).transpose()?;
-        Ok(Self { weight: flip(&self.weight, 0)?, bias })
+        let LinearWeight { values, scales, adapter } = &self.weight;
+        let flip_vector = |x: &Option<Tensor>| x.as_ref().map(|x| flip(x, 0)).transpose();
+        let adapter = adapter.as_ref().map(Adapter::flip_output).transpose()?;
+        let weight = LinearWeight { values: flip(values, 0)?, scales: flip_vector(scales)?, adapter };
+        Ok(Self { weight, bias: flip_vector(&self.bias)? })
     }
 }
 
 impl Module for Linear {
     /// `(…, in)` → `(…, out)`.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let [y] = self.split(x, [self.weight.dim(0)?])?;
+        let [y] = self.split(x, [self.weight.values.dim(0)?])?;
         Ok(y)
     }
 }
@@ -164,7 +197,7 @@ impl GatedMlp {
         let hidden = hidden.next_multiple_of(128);
         let fc1 = Linear::new(d_model, 2 * hidden, false, &pb.pp("fc1"))?;
         let init = Init::linear(hidden).scaled(1.0 / (n_residual.max(1) as f64).sqrt());
-        let fc2 = Linear::from_tensors(pb.pp("fc2").get((d_model, hidden), "weight", init)?, None);
+        let fc2 = Linear::with_init((d_model, hidden), init, None, &pb.pp("fc2"))?;
         Ok(Self { fc1, fc2 })
     }
 }

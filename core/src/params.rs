@@ -8,6 +8,9 @@
 //! | [`Params::trainable`] | a checkpoint; what it lacks is drawn as in `fresh` and reported as missing | yes |
 //! | [`Params::frozen`] | a checkpoint | no: plain tensors, no graph |
 //!
+//! The weights of linear maps may be stored small ([`Params::with_weight_format`]) or get low-rank adapters, which are then
+//! all that is trained ([`Params::with_lora`]).
+//!
 //! Every tensor that a model asks for is noted, so [`Params::check`] can list what a checkpoint lacks and what it
 //! has beyond the model. Asking twice for one name gives the same tensor: that is how weights are tied.
 //!
@@ -23,8 +26,11 @@
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 
+use crate::lora::{Adapter, LoraConfig};
+use crate::quant::WeightFormat;
 use crate::{Error, Init, Rng};
 use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
+use mamba_kernels::linear::compact;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -66,7 +72,28 @@ pub struct Params {
     device: Device,
     seed: u64,
     trainable: bool,
+    format: WeightFormat,
+    lora: Option<Arc<LoraConfig>>,
     state: Arc<Mutex<State>>,
+}
+
+/// What a linear map computes with.
+#[derive(Clone, Debug)]
+pub(crate) struct LinearWeight {
+    /// `(out, in)`, in the type of the model or compact.
+    pub(crate) values: Tensor,
+    /// `(out)`, with 8-bit values.
+    pub(crate) scales: Option<Tensor>,
+    pub(crate) adapter: Option<Adapter>,
+}
+
+/// What becomes of a parameter that a model asks for.
+#[derive(Clone, Copy)]
+struct Role {
+    decay: bool,
+    trained: bool,
+    /// Whether a checkpoint may lack it: an adapter.
+    optional: bool,
 }
 
 #[derive(Debug, Default)]
@@ -108,7 +135,22 @@ impl Params {
         device: &Device,
     ) -> Self {
         let state = Arc::new(Mutex::new(State { unused: values, ..State::default() }));
-        Self { dtype, device: device.clone(), seed, trainable, state }
+        let format = WeightFormat::Full;
+        Self { dtype, device: device.clone(), seed, trainable, format, lora: None, state }
+    }
+
+    /// Stores the weights of linear maps of models built from here on in another format. They are then not trained: for
+    /// inference, or under [`Params::with_lora`]. A checkpoint may hold any format.
+    pub fn with_weight_format(mut self, format: WeightFormat) -> Self {
+        self.format = format;
+        self
+    }
+
+    /// Gives the linear maps that `lora` names adapters in models built from here on; only those are trained.
+    pub fn with_lora(mut self, lora: &LoraConfig) -> crate::Result<Self> {
+        lora.validate()?;
+        self.lora = Some(Arc::new(lora.clone()));
+        Ok(self)
     }
 
     /// A builder at the root of the names.
@@ -208,6 +250,17 @@ impl State {
     fn find(&self, name: &str) -> Option<&Param> {
         self.params.get(self.aliases.get(name).map_or(name, String::as_str))
     }
+
+    /// Takes the tensors of these names out of the checkpoint; the first that is there, with its name.
+    fn take(&mut self, names: &[String]) -> Option<(String, Tensor)> {
+        let unused = self.unused.as_mut()?;
+        let mut found = None;
+        for name in names {
+            let value = unused.remove(name);
+            found = found.or(value.map(|value| (name.clone(), value)));
+        }
+        found
+    }
 }
 
 /// Hands a model its parameters, with names below a prefix.
@@ -259,19 +312,94 @@ impl ParamBuilder {
 
     /// A parameter that weight decay applies to.
     pub fn get(&self, shape: impl Into<Shape>, name: &str, init: Init) -> Result<Tensor> {
-        self.lookup(shape.into(), &[name], init, true)
+        self.lookup(shape.into(), &[name], init, self.role(true))
     }
 
     /// A parameter without weight decay: biases, norms, `A_log`, `D`, `dt_bias`.
     pub fn get_no_decay(&self, shape: impl Into<Shape>, name: &str, init: Init) -> Result<Tensor> {
-        self.lookup(shape.into(), &[name], init, false)
+        self.lookup(shape.into(), &[name], init, self.role(false))
     }
 
     /// A parameter that a checkpoint may hold under any of several names, because there it is tied. The first name
     /// is ours: under it the parameter is created, initialised and saved. The first name that is found gives the
     /// value; copies under the other names are accepted.
     pub fn get_any(&self, shape: impl Into<Shape>, names: &[&str], init: Init) -> Result<Tensor> {
-        self.lookup(shape.into(), names, init, true)
+        self.lookup(shape.into(), names, init, self.role(true))
+    }
+
+    /// The parameter `weight` `(out, in)` of a linear map, with all that belongs to it.
+    pub(crate) fn linear_weight(&self, shape: (usize, usize), init: Init) -> Result<LinearWeight> {
+        let (d_out, d_in) = shape;
+        let adapter = match &self.params.lora {
+            Some(lora) if lora.applies_to(&self.prefix) => {
+                let role = Role { decay: true, trained: self.params.trainable, optional: true };
+                let part =
+                    |name, shape, init| self.pp(name).lookup(Shape::from(shape), &["weight"], init, role);
+                let a = part("lora_A", (lora.rank, d_in), Init::linear(d_in))?;
+                let b = part("lora_B", (d_out, lora.rank), Init::Zeros)?;
+                Some(Adapter::new(a, b, lora.scale()))
+            }
+            _ => None,
+        };
+        let (values, scales) = self.stored_weight(Shape::from(shape), init)?;
+        Ok(LinearWeight { values, scales, adapter })
+    }
+
+    /// The weight in the format of the store, and its scales.
+    fn stored_weight(&self, shape: Shape, init: Init) -> Result<(Tensor, Option<Tensor>)> {
+        let names = ["weight", "weight_scale"].map(|name| self.full_name(name));
+        let mut state = self.params.lock();
+        let given = state.unused.as_mut().and_then(|unused| {
+            let scales = unused.remove(&names[1])?;
+            Some((unused.remove(&names[0])?, scales))
+        });
+        let format = self.params.format;
+        let weight = match given {
+            Some((values, scales)) if format == WeightFormat::Int8 => {
+                check_shape(&names[0], &shape, values.shape())?;
+                (values.to_device(self.device())?, Some(scales.to_device(self.device())?))
+            }
+            given => {
+                if let (Some((values, scales)), Some(unused)) = (given, &mut state.unused) {
+                    unused.insert(names[0].clone(), compact::widen(&values, Some(&scales))?);
+                }
+                drop(state);
+                if format == WeightFormat::Full {
+                    return Ok((self.get(shape, "weight", init)?, None));
+                }
+                state = self.params.lock();
+                if let Some(weight) = state.find(&names[0]) {
+                    return Ok((weight.tensor.clone(), state.find(&names[1]).map(|s| s.tensor.clone())));
+                }
+                if self.role(true).trained {
+                    bail!("{}: a weight in format {format} cannot be trained", names[0]);
+                }
+                let value = self.value(&mut state, &shape, &names[..1], &init, false)?;
+                format.compress(&value.to_dtype(DType::F32)?).map_err(|e| e.context(names[0].clone()))?
+            }
+        };
+        let parts = [Some(weight.0.clone()), weight.1.clone()];
+        for (name, tensor) in names.into_iter().zip(parts) {
+            if let Some(tensor) = tensor {
+                let param = Param { name: name.clone(), tensor, var: None, decay: false };
+                state.params.insert(name, param);
+            }
+        }
+        Ok(weight)
+    }
+
+    /// A weight that is another parameter too (a head tied to an embedding), in the format of the store.
+    pub(crate) fn tied_weight(&self, weight: Tensor) -> Result<LinearWeight> {
+        let (values, scales) = match self.params.format {
+            WeightFormat::Full => (weight, None),
+            format if self.role(true).trained => bail!("a weight in format {format} cannot be trained"),
+            format => format.compress(&weight.to_dtype(DType::F32)?)?,
+        };
+        Ok(LinearWeight { values, scales, adapter: None })
+    }
+
+    fn role(&self, decay: bool) -> Role {
+        Role { decay, trained: self.params.trainable && self.params.lora.is_none(), optional: false }
     }
 
     fn full_name(&self, name: &str) -> String {
@@ -282,43 +410,47 @@ impl ParamBuilder {
         }
     }
 
-    fn lookup(&self, shape: Shape, names: &[&str], init: Init, decay: bool) -> Result<Tensor> {
+    fn lookup(&self, shape: Shape, names: &[&str], init: Init, role: Role) -> Result<Tensor> {
         let names: Vec<String> = names.iter().map(|name| self.full_name(name)).collect();
         let Some(name) = names.first() else { bail!("a parameter needs a name") };
         let mut state = self.params.lock();
-        let mut found = None;
-        if let Some(unused) = &mut state.unused {
-            for name in &names {
-                let value = unused.remove(name);
-                found = found.or(value.map(|value| (name, value)));
-            }
-        }
         if let Some(param) = names.iter().find_map(|name| state.find(name)) {
             check_shape(&param.name, &shape, param.tensor.shape())?;
-            return Ok(param.tensor.clone());
+            let tensor = param.tensor.clone();
+            state.take(&names);
+            return Ok(tensor);
         }
-        if found.is_none() && state.unused.is_some() {
-            state.missing.insert(name.clone());
-        }
-        let value = match found {
-            Some((found, value)) => {
-                check_shape(found, &shape, value.shape())?;
-                value.to_device(self.device())?.to_dtype(self.dtype)?.contiguous()?
-            }
-            None => {
-                let mut rng = Rng::stream(self.params.seed, name, 0);
-                init.tensor(&shape, &mut rng, self.dtype, self.device())?
-            }
-        };
-        let var = match self.params.trainable {
+        let value = self.value(&mut state, &shape, &names, &init, role.optional)?;
+        let var = match role.trained {
             true => Some(Var::from_tensor(&value)?),
             false => None,
         };
         let tensor = var.as_ref().map_or_else(|| value.detach(), |var| var.as_tensor().clone());
         let aliases = names[1..].iter().map(|alias| (alias.clone(), name.clone()));
         state.aliases.extend(aliases);
-        state.params.insert(name.clone(), Param { name: name.clone(), tensor: tensor.clone(), var, decay });
+        let param = Param { name: name.clone(), tensor: tensor.clone(), var, decay: role.decay };
+        state.params.insert(name.clone(), param);
         Ok(tensor)
+    }
+
+    /// The checkpoint's value under the first of `names` that it has, or a fresh one.
+    fn value(
+        &self,
+        state: &mut State,
+        shape: &Shape,
+        names: &[String],
+        init: &Init,
+        optional: bool,
+    ) -> Result<Tensor> {
+        if let Some((found, value)) = state.take(names) {
+            check_shape(&found, shape, value.shape())?;
+            return value.to_device(self.device())?.to_dtype(self.dtype)?.contiguous();
+        }
+        if state.unused.is_some() && !optional {
+            state.missing.insert(names[0].clone());
+        }
+        let mut rng = Rng::stream(self.params.seed, &names[0], 0);
+        init.tensor(shape, &mut rng, self.dtype, self.device())
     }
 }
 

@@ -11,7 +11,7 @@ use mamba_core::mamba1::DtRank;
 use mamba_core::nn::cross_entropy;
 use mamba_core::run_folder::{Metric, Record, RunFolder};
 use mamba_core::train::{self, Console, Outcome, StepLoss, Stop, Task, TrainConfig};
-use mamba_core::{BackboneState, Checkpoint, Mamba1Config, Params, Rng};
+use mamba_core::{BackboneState, Checkpoint, Mamba1Config, Mamba2Config, MixerConfig, Params, Rng};
 use mamba_kernels::Segments;
 use models::*;
 use serde_json::{Value, json};
@@ -24,10 +24,7 @@ fn full() -> LmConfig {
         d_intermediate: 20,
         n_layer: 2,
         vocab_size: 11,
-        ssm_cfg: SsmConfig {
-            layer: Some("Mamba1".into()),
-            mixer: Mamba1Config { d_state: 4, bias: true, ..Default::default() },
-        },
+        ssm_cfg: Mamba1Config { d_state: 4, bias: true, ..Default::default() }.into(),
         rms_norm: false,
         tie_embeddings: false,
         ..Default::default()
@@ -37,13 +34,7 @@ fn full() -> LmConfig {
 /// The same without any of it.
 fn plain() -> LmConfig {
     let mixer = Mamba1Config { d_state: 4, conv_bias: false, ..Default::default() };
-    LmConfig {
-        d_intermediate: 0,
-        rms_norm: true,
-        tie_embeddings: true,
-        ssm_cfg: SsmConfig { layer: None, mixer },
-        ..full()
-    }
+    LmConfig { d_intermediate: 0, rms_norm: true, tie_embeddings: true, ssm_cfg: mixer.into(), ..full() }
 }
 
 fn model(cfg: &LmConfig, dtype: DType) -> Result<(Params, MambaLm)> {
@@ -213,8 +204,12 @@ fn configs_of_both_layouts_round_trip() {
         (768, 50280, true)
     );
     let from_hub = read(&hub);
-    assert_eq!(from_hub.ssm_cfg.mixer.dt_rank, DtRank::Rank(48));
-    assert!(from_hub.ssm_cfg.mixer.bias && !from_hub.ssm_cfg.mixer.conv_bias && !from_hub.tie_embeddings);
+    let mamba1 = |cfg: &LmConfig| match &cfg.ssm_cfg.mixer {
+        MixerConfig::Mamba1(cfg) => cfg.clone(),
+        other => panic!("{other:?} is not Mamba-1"),
+    };
+    assert_eq!(mamba1(&from_hub).dt_rank, DtRank::Rank(48));
+    assert!(mamba1(&from_hub).bias && !mamba1(&from_hub).conv_bias && !from_hub.tie_embeddings);
     assert_eq!((from_hub.norm_epsilon, from_hub.padded_vocab_size()), (1e-6, 50280));
     for cfg in [published, from_hub, full(), plain()] {
         assert!(cfg.validate().is_ok());
@@ -222,9 +217,9 @@ fn configs_of_both_layouts_round_trip() {
     }
     let mut auto = hub.clone();
     auto["time_step_rank"] = json!("auto");
-    assert_eq!(read(&auto).ssm_cfg.mixer.dt_rank, DtRank::Auto);
+    assert_eq!(mamba1(&read(&auto)).dt_rank, DtRank::Auto);
     for (key, value, message) in [
-        ("model_type", json!("mamba2"), "model_type is \"mamba2\", expected \"mamba\""),
+        ("model_type", json!("mamba3"), "model_type is \"mamba3\", expected \"mamba\" or \"mamba2\""),
         ("hidden_act", json!("gelu"), "hidden_act is \"gelu\""),
         ("state_size", json!("many"), "expected usize"),
     ] {
@@ -238,7 +233,7 @@ fn configs_of_both_layouts_round_trip() {
 #[test]
 fn settings_that_make_no_model_are_refused_with_their_values() {
     let huge = 1usize << 62;
-    let mixer = |mixer: Mamba1Config| SsmConfig { layer: None, mixer };
+    let mixer = |mixer: Mamba1Config| SsmConfig::from(mixer);
     for (cfg, message) in [
         (LmConfig { d_model: 0, ..full() }, "d_model"),
         (LmConfig { n_layer: 0, ..full() }, "n_layer"),
@@ -259,8 +254,8 @@ fn settings_that_make_no_model_are_refused_with_their_values() {
         ),
         (LmConfig { attn_layer_idx: vec![1], ..full() }, "attn_layer_idx"),
         (
-            LmConfig { ssm_cfg: SsmConfig { layer: Some("Mamba2".into()), ..Default::default() }, ..full() },
-            "Mamba2",
+            LmConfig { ssm_cfg: Mamba2Config { headdim: 3, ..Default::default() }.into(), ..full() },
+            "headdim 3 does not divide the 32 channels",
         ),
     ] {
         let error = cfg.validate().unwrap_err().to_string();

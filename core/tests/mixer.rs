@@ -1,12 +1,17 @@
-//! The Mamba-1 mixer and a stack of them: however a sequence is cut, packed or padded, it gives what it gives alone.
+//! The mixers and a stack of them: however a sequence is cut, packed or padded, it gives what it gives alone.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod models;
 
 use candle_core::{DType, Result, Tensor, Var};
-use mamba_core::mamba1::{DtInit, DtRank, Pass};
+use mamba_core::mamba1::{DtInit, DtRank};
+use mamba_core::mamba2::DtLimit;
+use mamba_core::mixer::Pass;
 use mamba_core::nn::NormKind;
-use mamba_core::{Backbone, BackboneConfig, BackboneState, Error, Mamba1, Mamba1Config, Mamba1State, Params};
+use mamba_core::{
+    Backbone, BackboneConfig, BackboneState, Error, Mamba1, Mamba1Config, Mamba2Config, Mamba3Config, Mixer,
+    MixerConfig, MixerState, Params,
+};
 use mamba_kernels::Segments;
 use models::*;
 use proptest::prelude::*;
@@ -28,7 +33,7 @@ const SHAPES: [(usize, usize, usize, usize); 13] = [
     (24, 8, 2, 1),
 ];
 
-fn configs() -> impl Iterator<Item = (usize, Mamba1Config)> {
+fn mamba1_configs() -> impl Iterator<Item = (usize, Mamba1Config)> {
     SHAPES.iter().enumerate().map(|(i, &(d_model, d_state, d_conv, expand))| {
         let dt_rank = if i % 4 == 3 { DtRank::Rank(3) } else { DtRank::Auto };
         let (bias, conv_bias) = (i % 2 == 1, i % 3 != 1);
@@ -36,14 +41,52 @@ fn configs() -> impl Iterator<Item = (usize, Mamba1Config)> {
     })
 }
 
-/// A mid-sized mixer for what does not depend on the shape.
-fn usual() -> (usize, Mamba1Config) {
-    (10, Mamba1Config { d_state: 6, bias: true, ..Default::default() })
+/// Everything that a Mamba-2 may have, in turns.
+fn mamba2_configs() -> Vec<(usize, Mamba2Config)> {
+    let base = Mamba2Config { d_state: 5, headdim: 4, ..Default::default() };
+    vec![
+        (8, base.clone()),
+        (1, Mamba2Config { d_state: 1, headdim: 1, d_conv: 1, ..base.clone() }),
+        (6, Mamba2Config { ngroups: 3, norm_before_gate: true, bias: true, ..base.clone() }),
+        (
+            12,
+            Mamba2Config { d_ssm: Some(16), d_has_hdim: true, conv_bias: false, ngroups: 2, ..base.clone() },
+        ),
+        (7, Mamba2Config { headdim: 7, rmsnorm: false, d_conv: 2, dt_limit: LIMIT, ..base.clone() }),
+        (118, Mamba2Config { headdim: 59, d_state: 16, ..base.clone() }),
+        (5, Mamba2Config { headdim: 2, ngroups: 5, d_state: 33, d_conv: 3, rmsnorm: false, ..base }),
+    ]
+}
+
+/// Everything that a Mamba-3 may have, in turns.
+fn mamba3_configs() -> Vec<(usize, Mamba3Config)> {
+    let base = Mamba3Config { d_state: 8, headdim: 4, ..Default::default() };
+    vec![
+        (8, base.clone()),
+        (6, Mamba3Config { ngroups: 3, rope_fraction: 1.0, is_outproj_norm: true, ..base.clone() }),
+        (1, Mamba3Config { headdim: 1, d_state: 7, ..base.clone() }),
+        (118, Mamba3Config { headdim: 59, d_state: 16, a_floor: 1.5, ..base }),
+    ]
+}
+
+const LIMIT: DtLimit = DtLimit { lo: 0.3, hi: 0.9 };
+
+fn configs() -> impl Iterator<Item = (usize, MixerConfig)> {
+    let ones = mamba1_configs().map(|(d, cfg)| (d, cfg.into()));
+    let twos = mamba2_configs().into_iter().map(|(d, cfg)| (d, cfg.into()));
+    let threes = mamba3_configs().into_iter().map(|(d, cfg)| (d, cfg.into()));
+    ones.chain(twos).chain(threes)
+}
+
+/// Mid-sized mixers for what does not depend on the shape.
+fn usual() -> Vec<(usize, MixerConfig)> {
+    let mamba2 = Mamba2Config { d_state: 6, headdim: 5, ngroups: 2, bias: true, ..Default::default() };
+    vec![(10, Mamba1Config { d_state: 6, bias: true, ..Default::default() }.into()), (10, mamba2.into())]
 }
 
 /// The outputs of chunks that end at `ends`, and the state after them.
-fn in_chunks(mixer: &Mamba1, x: &Tensor, ends: &[usize]) -> Result<(Tensor, Mamba1State)> {
-    let (mut state, mut from, mut parts) = (Mamba1State::new(), 0, Vec::new());
+fn in_chunks(mixer: &Mixer, x: &Tensor, ends: &[usize]) -> Result<(Tensor, MixerState)> {
+    let (mut state, mut from, mut parts) = (MixerState::new(), 0, Vec::new());
     for &to in ends {
         parts.push(mixer.forward_with(&tokens(x, from, to), None, Some(&mut state))?);
         from = to;
@@ -52,8 +95,8 @@ fn in_chunks(mixer: &Mamba1, x: &Tensor, ends: &[usize]) -> Result<(Tensor, Mamb
 }
 
 /// The same token by token, after a prefill of `prefill` tokens.
-fn in_steps(mixer: &Mamba1, x: &Tensor, prefill: usize) -> Result<(Tensor, Mamba1State)> {
-    let (mut state, mut parts) = (Mamba1State::new(), Vec::new());
+fn in_steps(mixer: &Mixer, x: &Tensor, prefill: usize) -> Result<(Tensor, MixerState)> {
+    let (mut state, mut parts) = (MixerState::new(), Vec::new());
     if prefill > 0 {
         parts.push(mixer.forward_with(&tokens(x, 0, prefill), None, Some(&mut state))?);
     }
@@ -75,11 +118,6 @@ fn steps_prefill_and_any_cut_equal_the_whole_for_every_shape() -> Result<()> {
             assert_eq!(whole.dims(), x.dims(), "{what}");
             let (with_state, last) = in_chunks(&mixer, &x, &[LEN])?;
             assert_close(&format!("{what}: asking for the state"), &with_state, &whole, 0.0);
-            assert_eq!(
-                last.conv.as_ref().unwrap().dims(),
-                [2, cfg.d_conv - 1, cfg.d_inner(d_model)],
-                "{what}"
-            );
             for prefill in [0, 1, 5, LEN] {
                 let (y, state) = in_steps(&mixer, &x, prefill)?;
                 let what = format!("{what}: {prefill} tokens, then steps");
@@ -103,18 +141,24 @@ proptest! {
     #[test]
     fn chunks_of_any_sizes_equal_the_whole(sizes in proptest::collection::vec(1usize..90, 1..6), seed in 0u64..1000) {
         let ends: Vec<usize> = sizes.iter().scan(0, |end, size| { *end += size; Some(*end) }).collect();
-        let (d_model, cfg) = usual();
-        let (_, mixer) = perturbed_mixer(d_model, &cfg, DType::F64).unwrap();
-        let x = random(&[1, *ends.last().unwrap(), d_model], seed, DType::F64).unwrap();
-        let (y, _) = in_chunks(&mixer, &x, &ends).unwrap();
-        assert_close(&format!("chunks that end at {ends:?}"), &y, &mixer.forward(&x).unwrap(), 1e-12);
+        for (d_model, cfg) in usual() {
+            let (_, mixer) = perturbed_mixer(d_model, &cfg, DType::F64).unwrap();
+            let x = random(&[1, *ends.last().unwrap(), d_model], seed, DType::F64).unwrap();
+            let (y, state) = in_chunks(&mixer, &x, &ends).unwrap();
+            let what = format!("{}, chunks that end at {ends:?}", cfg.kind());
+            assert_close(&what, &y, &mixer.forward(&x).unwrap(), 1e-12);
+            let (_, whole) = in_chunks(&mixer, &x, &ends[ends.len() - 1..]).unwrap();
+            assert_states_close(&what, &state, &whole, 1e-12);
+        }
     }
 
     #[test]
     fn sequences_of_any_lengths_packed_or_padded_get_what_they_get_alone(
         lengths in proptest::collection::vec(1usize..40, 1..6), padding in 0usize..9,
     ) {
-        alone_and_together(&lengths, padding).unwrap();
+        for (d_model, cfg) in usual() {
+            alone_and_together(d_model, &cfg, &lengths, padding).unwrap();
+        }
     }
 }
 
@@ -129,20 +173,19 @@ fn pad(x: &Tensor, len: usize, left: bool) -> Result<Tensor> {
 }
 
 /// Outputs, states and gradients of sequences in one batch against those of each alone.
-fn alone_and_together(lengths: &[usize], padding: usize) -> Result<()> {
-    let (d_model, cfg) = usual();
+fn alone_and_together(d_model: usize, cfg: &MixerConfig, lengths: &[usize], padding: usize) -> Result<()> {
     for (dtype, tolerance) in TOLERANCES {
-        let (params, mixer) = perturbed_mixer(d_model, &cfg, dtype)?;
+        let (params, mixer) = perturbed_mixer(d_model, cfg, dtype)?;
         let sequence = |(i, &n): (usize, &usize)| random(&[1, n, d_model], i as u64, dtype);
         let sequences = lengths.iter().enumerate().map(sequence).collect::<Result<Vec<_>>>()?;
         let weight = |i: usize, y: &Tensor| random(y.dims(), 90 + i as u64, dtype);
         let mut alone = Vec::new();
         let mut loss = Tensor::zeros((), dtype, &CPU)?;
         for (i, x) in sequences.iter().enumerate() {
-            let mut state = Mamba1State::new();
+            let mut state = MixerState::new();
             let y = mixer.forward_with(x, None, Some(&mut state))?;
             loss = (loss + (&y * weight(i, &y)?)?.sum_all()?)?;
-            loss = (loss + state.ssm.as_ref().unwrap().sum_all()?)?;
+            loss = (loss + state_sum(&state)?)?;
             alone.push((y, state));
         }
         let wanted = parameter_gradients(&params, &loss)?;
@@ -163,16 +206,14 @@ fn alone_and_together(lengths: &[usize], padding: usize) -> Result<()> {
             ("packed", Tensor::cat(&sequences, 1)?, Segments::packed(&ends)?),
         ];
         for (what, x, segments) in arrangements {
-            let mut state = Mamba1State::new();
+            let mut state = MixerState::new();
             let y = mixer.forward_with(&x, Some(&segments), Some(&mut state))?;
-            let mut loss = state.ssm.as_ref().unwrap().sum_all()?;
+            let mut loss = state_sum(&state)?;
             for (i, (segment, (want, want_state))) in segments.iter().zip(&alone).enumerate() {
                 let what = format!("{what} {lengths:?} + {padding}, sequence {i}, {dtype:?}");
                 let got = tokens(&y.narrow(0, segment.row, 1)?, segment.start, segment.end);
                 assert_close(&what, &got, want, tolerance);
-                let part = |x: &Option<Tensor>| x.as_ref().map(|x| x.narrow(0, i, 1).unwrap());
-                let got_state = Mamba1State { conv: part(&state.conv), ssm: part(&state.ssm) };
-                assert_states_close(&what, &got_state, want_state, tolerance);
+                assert_states_close(&what, &state_of_sequence(&state, i), want_state, tolerance);
                 loss = (loss + (&got * weight(i, &got)?)?.sum_all()?)?;
             }
             for ((name, got), (_, want)) in parameter_gradients(&params, &loss)?.iter().zip(&wanted) {
@@ -222,24 +263,35 @@ fn a_token_changes_nothing_before_it_and_itself() -> Result<()> {
 
 #[test]
 fn a_reverse_pass_is_the_pass_of_the_reversed_sequence() -> Result<()> {
-    let (d_model, cfg) = usual();
-    let (_, mixer) = perturbed_mixer(d_model, &cfg, DType::F64)?;
-    let x = random(&[2, 13, d_model], 8, DType::F64)?;
-    let reversed = |x: &Tensor| mamba_core::nn::flip(x, 1);
-    let got = mixer.forward_pass(&x, Pass { reverse: true, ..Default::default() })?;
-    assert_close("reverse", &got, &reversed(&mixer.forward(&reversed(&x)?)?)?, 1e-12);
+    for (d_model, cfg) in usual() {
+        let (_, mixer) = perturbed_mixer(d_model, &cfg, DType::F64)?;
+        let x = random(&[2, 13, d_model], 8, DType::F64)?;
+        let reversed = |x: &Tensor| mamba_core::nn::flip(x, 1);
+        let (mut state, mut other) = (MixerState::new(), MixerState::new());
+        let got =
+            mixer.forward_pass(&x, Pass { reverse: true, state: Some(&mut state), ..Default::default() })?;
+        let want = reversed(&mixer.forward_with(&reversed(&x)?, None, Some(&mut other))?)?;
+        assert_close(cfg.kind(), &got, &want, 1e-12);
+        assert_states_close(cfg.kind(), &state, &other, 1e-12);
+    }
     Ok(())
 }
 
 #[test]
 fn gradients_through_the_state_equal_those_of_the_whole_and_detach_cuts_them() -> Result<()> {
-    let (d_model, cfg) = usual();
-    let (params, mixer) = perturbed_mixer(d_model, &cfg, DType::F64)?;
+    for (d_model, cfg) in usual() {
+        truncated_back_propagation(d_model, &cfg)?;
+    }
+    Ok(())
+}
+
+fn truncated_back_propagation(d_model: usize, cfg: &MixerConfig) -> Result<()> {
+    let (params, mixer) = perturbed_mixer(d_model, cfg, DType::F64)?;
     const LEN: usize = 12;
     let x = Var::from_tensor(&random(&[2, LEN, d_model], 9, DType::F64)?)?;
     let weights = random(&[2, LEN, d_model], 10, DType::F64)?;
     let loss = |ends: &[usize], detach: bool| -> Result<Tensor> {
-        let (mut state, mut from, mut parts) = (Mamba1State::new(), 0, Vec::new());
+        let (mut state, mut from, mut parts) = (MixerState::new(), 0, Vec::new());
         for &to in ends {
             parts.push(mixer.forward_with(&tokens(&x, from, to), None, Some(&mut state))?);
             state = if detach { state.detach() } else { state };
@@ -270,7 +322,7 @@ fn gradients_through_the_state_equal_those_of_the_whole_and_detach_cuts_them() -
 #[test]
 fn parameters_have_upstream_names_and_shapes() -> Result<()> {
     let shapes = |cfg: &Mamba1Config| -> Result<Vec<(String, Vec<usize>)>> {
-        let (params, _) = perturbed_mixer(20, cfg, DType::F32)?;
+        let (params, _) = perturbed_mixer(20, &cfg.into(), DType::F32)?;
         Ok(params.named().iter().map(|p| (p.name().to_string(), p.tensor().dims().to_vec())).collect())
     };
     let full = Mamba1Config { bias: true, ..Default::default() };
@@ -388,14 +440,23 @@ fn a_config_says_which_key_it_does_not_know() {
     assert_eq!(parse(r#"{"dt_rank": 5}"#).unwrap().dt_rank, DtRank::Rank(5));
     assert!(parse(r#"{"dt_rank": "automatic"}"#).is_err() && parse(r#"{"dt_rank": -1}"#).is_err());
     assert_eq!((DtRank::Auto.resolve(16), DtRank::Auto.resolve(17), DtRank::Auto.resolve(1)), (1, 2, 1));
-    for (_, cfg) in configs() {
+    for (_, cfg) in mamba1_configs() {
         assert_eq!(parse(&serde_json::to_string(&cfg).unwrap()).unwrap(), cfg);
     }
 }
 
-/// Three layers with feed-forward parts and biases.
+/// Three layers of Mamba-1 with feed-forward parts and biases.
 fn backbone(norm: NormKind, d_model: usize, dtype: DType) -> Result<(Params, Backbone)> {
     let mixer = Mamba1Config { d_state: 5, d_conv: 3, bias: true, ..Default::default() };
+    backbone_of(mixer.into(), norm, d_model, dtype)
+}
+
+fn backbone_of(
+    mixer: MixerConfig,
+    norm: NormKind,
+    d_model: usize,
+    dtype: DType,
+) -> Result<(Params, Backbone)> {
     let cfg = BackboneConfig { d_model, n_layer: 3, d_intermediate: 30, norm, norm_epsilon: 1e-5, mixer };
     let params = Params::fresh(1, dtype, &CPU);
     let backbone = Backbone::new(&cfg, &params.builder())?;
@@ -440,9 +501,111 @@ fn a_backbone_in_steps_chunks_or_packed_equals_the_whole() -> Result<()> {
 }
 
 #[test]
+fn a_saved_state_continues_to_the_same_bits() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("state.safetensors");
+    for (d_model, mixer) in usual() {
+        let (_, model) = backbone_of(mixer.clone(), NormKind::Rms, d_model, DType::F32)?;
+        let x = random(&[2, 9, d_model], 3, DType::F32)?;
+        let mut state = BackboneState::new();
+        model.forward_with(&tokens(&x, 0, 5), None, Some(&mut state))?;
+        state.save(&path).unwrap();
+        let mut read = BackboneState::load(&path, &CPU).unwrap();
+        let want = model.forward_with(&tokens(&x, 5, 9), None, Some(&mut state))?;
+        let got = model.forward_with(&tokens(&x, 5, 9), None, Some(&mut read))?;
+        assert_close(mixer.kind(), &got, &want, 0.0);
+        for (got, want) in read.layers.iter().zip(&state.layers) {
+            assert_states_close(mixer.kind(), got, want, 0.0);
+        }
+        let bytes = std::fs::read(&path)?;
+        std::fs::write(&path, &bytes[..bytes.len() / 2])?;
+        let error = BackboneState::load(&path, &CPU).unwrap_err().to_string();
+        assert!(error.contains("state.safetensors: truncated"), "{error}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_state_of_another_mixer_is_refused() -> Result<()> {
+    let (d_model, cfg) = usual().swap_remove(0);
+    let (_, mamba1) = perturbed_mixer(d_model, &cfg, DType::F32)?;
+    let (d_model, cfg) = usual().swap_remove(1);
+    let (_, mamba2) = perturbed_mixer(d_model, &cfg, DType::F32)?;
+    let x = random(&[1, d_model], 0, DType::F32)?;
+    let mut state = MixerState::new();
+    mamba1.step(&x, &mut state)?;
+    let error = mamba2.step(&x, &mut state).unwrap_err().to_string();
+    assert!(error.starts_with("a state of mamba1, for a mixer of Mamba2"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn a_mixers_type_stands_in_its_config() {
+    let parse = |json: &str| serde_json::from_str::<MixerConfig>(json);
+    for (json, kind) in [
+        ("{}", "mamba1"),
+        (r#"{"d_state": 3}"#, "mamba1"),
+        (r#"{"type": "mamba2", "headdim": 3}"#, "mamba2"),
+        (r#"{"layer": "Mamba2", "ngroups": 3, "dt_limit": [0.0, null]}"#, "mamba2"),
+        (r#"{"type": "mamba3", "rope_fraction": 1.0}"#, "mamba3"),
+    ] {
+        let cfg = parse(json).unwrap();
+        assert_eq!(cfg.kind(), kind, "{json}");
+        assert_eq!(parse(&serde_json::to_string(&cfg).unwrap()).unwrap(), cfg, "{json}");
+    }
+    for (json, message) in [
+        (r#"{"type": "mamba4"}"#, r#"type of the mixer is "mamba4""#),
+        (r#"{"layer": 2}"#, "layer of the mixer is 2"),
+        (r#"{"type": "mamba1", "layer": "Mamba2"}"#, "the mixer's type is"),
+        (r#"{"headdim": 4}"#, "settings of a mamba1 mixer: unknown field `headdim`"),
+        (r#"{"type": "mamba2", "dt_rank": 4}"#, "settings of a mamba2 mixer: unknown field `dt_rank`"),
+    ] {
+        let error = parse(json).unwrap_err().to_string();
+        assert!(error.contains(message), "{json}: {error}");
+    }
+    for (_, cfg) in configs() {
+        assert_eq!(parse(&serde_json::to_string(&cfg).unwrap()).unwrap(), cfg);
+    }
+}
+
+#[test]
+fn heads_that_do_not_fit_are_refused_by_name() {
+    let two = Mamba2Config { headdim: 4, ..Default::default() };
+    let three = Mamba3Config { headdim: 4, ..Default::default() };
+    let cases: [(MixerConfig, &str); 9] = [
+        (Mamba2Config { headdim: 3, ..two.clone() }.into(), "headdim 3 does not divide the 16 channels"),
+        (Mamba2Config { ngroups: 3, ..two.clone() }.into(), "ngroups 3 does not divide the 4 heads"),
+        (Mamba2Config { d_ssm: Some(20), ..two.clone() }.into(), "d_ssm is 20, expected at most d_inner 16"),
+        (Mamba2Config { d_state: 0, ..two.clone() }.into(), "d_state 0"),
+        (Mamba2Config { d_state: usize::MAX, ..two.clone() }.into(), "d_state 18446744073709551615"),
+        (Mamba2Config { dt_limit: DtLimit { lo: 1.0, hi: 0.5 }, ..two }.into(), "dt_limit is [1, 0.5]"),
+        (Mamba3Config { rope_fraction: 0.3, ..three.clone() }.into(), "rope_fraction is 0.3"),
+        (Mamba3Config { is_mimo: true, ..three.clone() }.into(), "is_mimo"),
+        (Mamba3Config { d_state: 2, ..three }.into(), "no pair of states"),
+    ];
+    for (cfg, message) in cases {
+        let error = cfg.validate_for(8).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}, expected {message}");
+        let params = Params::fresh(0, DType::F32, &CPU);
+        assert!(Mixer::new(8, &cfg, 1, &params.builder()).is_err(), "{message}");
+    }
+}
+
+#[test]
+fn every_parameter_of_every_mixer_learns() -> Result<()> {
+    for (d_model, cfg) in usual() {
+        let (params, mixer) = perturbed_mixer(d_model, &cfg, DType::F32)?;
+        let y = mixer.forward(&random(&[2, 7, d_model], 3, DType::F32)?)?;
+        let weights = random(&[2, 7, d_model], 4, DType::F32)?;
+        assert_every_parameter_learns(&params, &(y * weights)?.sum_all()?);
+    }
+    Ok(())
+}
+
+#[test]
 fn a_state_of_another_depth_is_refused() -> Result<()> {
     let (_, model) = backbone(NormKind::Rms, 8, DType::F32)?;
-    let mut state = BackboneState { layers: vec![Mamba1State::new(); 2] };
+    let mut state = BackboneState { layers: vec![MixerState::new(); 2] };
     let error = model.step(&random(&[1, 8], 0, DType::F32)?, &mut state).unwrap_err().to_string();
     assert!(error.starts_with("state of 2 layers for a backbone of 3"), "{error}");
     Ok(())
@@ -465,7 +628,7 @@ fn every_branch_that_ends_in_the_residual_starts_scaled_down() -> Result<()> {
         d_intermediate: 128,
         norm: NormKind::Rms,
         norm_epsilon: 1e-5,
-        mixer: Mamba1Config::default(),
+        mixer: Mamba1Config::default().into(),
     };
     let largest = |cfg: &BackboneConfig, name: &str| -> Result<f64> {
         let params = Params::fresh(0, DType::F64, &CPU);

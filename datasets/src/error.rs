@@ -156,6 +156,107 @@ pub enum Error {
         /// What does not fit.
         reason: String,
     },
+    /// No data set has this name.
+    #[error("no data set is named {name:?}{}; `datasets list` shows all", similar(close))]
+    UnknownSet {
+        /// The name that was asked for.
+        name: String,
+        /// Names of sets that are like it.
+        close: Vec<String>,
+    },
+    /// A data set is not on this machine.
+    #[error(
+        "data set {name} is not on this machine{reason}; {fetch}`datasets import {name} PATH` takes a copy that you have: {import}"
+    )]
+    SetMissing {
+        /// The set.
+        name: String,
+        /// Where it was looked for, or why a copy there does not do.
+        reason: String,
+        /// How to download it, if that is possible.
+        fetch: String,
+        /// Which copies can be imported.
+        import: String,
+    },
+    /// A data set has no such file or folder.
+    #[error("data set {name} has no {part:?}")]
+    NoSuchPart {
+        /// The set.
+        name: String,
+        /// The path in it that was asked for.
+        part: String,
+    },
+    /// The user has no home folder, and no variable names another.
+    #[error("no folder for data sets is known; set MAMBA_DATA_HOME to one")]
+    NoHome,
+    /// Data sets cannot be downloaded as the environment says.
+    #[error("{variable}: {reason}")]
+    Environment {
+        /// The variable.
+        variable: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A download failed.
+    #[error("cannot download {url}: {reason}")]
+    Download {
+        /// The address.
+        url: String,
+        /// What the server, or the way to it, answered.
+        reason: String,
+    },
+    /// A data set could not be downloaded.
+    #[error(
+        "data set {name} cannot be downloaded; `datasets import {name} PATH` takes a copy that you have: {import}"
+    )]
+    Fetch {
+        /// The set.
+        name: String,
+        /// Which copies can be imported.
+        import: String,
+        /// What went wrong; none if there is no address to download it from.
+        source: Option<Box<Error>>,
+    },
+    /// A file is not the one that the registry describes.
+    #[error("{what} is not the file that is expected: {kind} {found}, expected {expected}")]
+    Checksum {
+        /// The file.
+        what: String,
+        /// What is compared: `SHA-256`, or what the checksum covers.
+        kind: &'static str,
+        /// What it is.
+        found: String,
+        /// What it should be.
+        expected: String,
+    },
+    /// What was to be imported does not hold the whole set.
+    #[error("{} holds {found} of data set {name}; expected: {import}", path.display())]
+    Import {
+        /// The set.
+        name: String,
+        /// Where the files were looked for.
+        path: PathBuf,
+        /// How much of it was found, what is missing and why.
+        found: String,
+        /// Which copies can be imported.
+        import: String,
+    },
+    /// An archive is damaged, or of a kind that is not read.
+    #[error("{} is not a whole archive: {reason}", path.display())]
+    Archive {
+        /// The archive.
+        path: PathBuf,
+        /// What the reader says.
+        reason: String,
+    },
+    /// A line of a data set, or of the table of data sets, cannot be understood.
+    #[error("{place}: {reason}")]
+    DataTable {
+        /// `file:line`.
+        place: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// The Parquet writer refused.
     #[cfg(feature = "job")]
     #[error("cannot write {} as Parquet", path.display())]
@@ -175,7 +276,7 @@ pub enum Error {
 }
 
 /// A result with the crate's [`Error`].
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     /// A closure for `map_err` that adds what was tried on which file; a full disk becomes [`Error::NoSpace`].
@@ -186,6 +287,11 @@ impl Error {
             _ => Error::Io { action, path, source },
         }
     }
+}
+
+/// `; similar: a, b`, or nothing.
+fn similar(close: &[String]) -> String {
+    if close.is_empty() { String::new() } else { format!("; similar: {}", close.join(", ")) }
 }
 
 #[cfg(test)]

@@ -2,10 +2,16 @@
 
 pub mod atomic;
 pub mod batch;
+#[cfg(feature = "cli")]
+pub mod cli;
 mod error;
+#[cfg(any(feature = "job", feature = "registry"))]
+mod hash;
 #[cfg(feature = "job")]
 pub mod job;
 pub mod prefetch;
+#[cfg(feature = "registry")]
+pub mod registry;
 pub mod sample;
 pub mod split;
 mod windows;

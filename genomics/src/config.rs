@@ -3,7 +3,7 @@
 use crate::tokenizer;
 use mamba_core::bidirectional::Combine;
 use mamba_core::nn::NormKind;
-use mamba_core::{Error, Mamba1Config};
+use mamba_core::{Error, MixerConfig};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -19,7 +19,7 @@ pub struct CaduceusConfig {
     /// Tokens, before padding.
     pub vocab_size: usize,
     /// The mixers.
-    pub ssm_cfg: Mamba1Config,
+    pub ssm_cfg: MixerConfig,
     /// RMS norm, or layer norm.
     pub rms_norm: bool,
     /// Upstream keeps the residual in f32; ours has the type of the model.
@@ -74,7 +74,7 @@ impl Default for CaduceusConfig {
             d_model: 128,
             n_layer: 4,
             vocab_size: tokenizer::VOCAB_SIZE,
-            ssm_cfg: Mamba1Config::default(),
+            ssm_cfg: MixerConfig::default(),
             rms_norm: true,
             residual_in_fp32: false,
             fused_add_norm: true,
@@ -96,10 +96,21 @@ impl CaduceusConfig {
     /// Refuses settings that make no model.
     pub fn validate(&self) -> mamba_core::Result<()> {
         self.ssm_cfg.validate()?;
-        let vocab = self.padded_vocab_size();
-        let problem = if self.d_model == 0 || self.vocab_size == 0 || self.pad_vocab_size_multiple == 0 {
-            "d_model, vocab_size and pad_vocab_size_multiple must be at least 1".to_string()
-        } else if (self.pad_token_id as usize) >= vocab {
+        if self.d_model == 0 || self.vocab_size == 0 || self.pad_vocab_size_multiple == 0 {
+            let problem = "d_model, vocab_size and pad_vocab_size_multiple must be at least 1";
+            return Err(Error::Config(problem.into()));
+        }
+        self.ssm_cfg.validate_for(self.d_model)?;
+        let (vocab_size, multiple) = (self.vocab_size, self.pad_vocab_size_multiple);
+        // Ids are u32, and the embedding must fit a machine.
+        let vocab = vocab_size.checked_next_multiple_of(multiple).filter(|&vocab| vocab <= u32::MAX as usize);
+        let Some(vocab) = vocab.filter(|vocab| vocab.checked_mul(self.d_model).is_some()) else {
+            return Err(Error::Config(format!(
+                "a vocabulary of {vocab_size} padded to a multiple of {multiple} is too large for d_model {}",
+                self.d_model
+            )));
+        };
+        let problem = if (self.pad_token_id as usize) >= vocab {
             format!("pad_token_id is {}, expected less than the vocabulary's {vocab}", self.pad_token_id)
         } else if self.rcps && self.complement_map.is_none() {
             "rcps needs a complement_map".to_string()
@@ -153,4 +164,31 @@ impl CaduceusConfig {
 
     /// The names that [`CaduceusConfig::preset`] knows.
     pub const PRESETS: [&'static str; 4] = ["tiny", "small", "base", "released"];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_that_no_machine_holds_are_refused() {
+        let base = CaduceusConfig::default();
+        base.validate().unwrap();
+        let most = usize::MAX;
+        for (config, name) in [
+            (CaduceusConfig { d_model: most, ..base.clone() }, "d_model"),
+            (CaduceusConfig { d_model: most / 2 + 1, ..base.clone() }, "d_model"),
+            (CaduceusConfig { vocab_size: most, ..base.clone() }, "vocabulary"),
+            (CaduceusConfig { pad_vocab_size_multiple: most, ..base.clone() }, "vocabulary"),
+            (
+                CaduceusConfig { vocab_size: most - 3, pad_vocab_size_multiple: 2, ..base.clone() },
+                "vocabulary",
+            ),
+        ] {
+            let message = config.validate().unwrap_err().to_string();
+            assert!(message.contains(name), "{message}");
+        }
+        let ssm_cfg = mamba_core::Mamba1Config { expand: most, ..Default::default() }.into();
+        assert!(CaduceusConfig { ssm_cfg, ..base }.validate().is_err());
+    }
 }

@@ -186,7 +186,12 @@ pub struct Embedder {
     d_model: usize,
     options: EmbedOptions,
     device: Device,
+    /// Bases in one pass of the model, padding counted, at which its widest tensor reaches [`LARGEST_TENSOR`].
+    most_bases: usize,
 }
+
+/// Bytes of the largest tensor in a pass over several sequences; a longer single sequence still goes in one.
+const LARGEST_TENSOR: usize = 2 << 30;
 
 impl Embedder {
     /// Builds the checkpoint's model. A layer that it does not have is an [`Error::Config`].
@@ -202,7 +207,11 @@ impl Embedder {
         {
             return Err(Error::Config(format!("layer {blocks}: the model has {n_layer} layers")));
         }
-        Ok(Self { model: checkpoint.model(dtype, device)?, d_model, options, device: device.clone() })
+        // x and z of both strands are the widest there is.
+        let widest = 4 * checkpoint.config().ssm_cfg.expand() * d_model * size_of::<f32>();
+        let most_bases = (LARGEST_TENSOR / widest).max(1);
+        let model = checkpoint.model(dtype, device)?;
+        Ok(Self { model, d_model, options, device: device.clone(), most_bases })
     }
 
     /// Values in a vector.
@@ -219,11 +228,16 @@ impl Embedder {
         Ok(self.pool(&pieces)?.into_iter().map(|pooled| self.vectors(pooled)).collect())
     }
 
-    /// What each piece contributes to the vector of its record.
+    /// What each piece contributes to the vector of its record. More pieces than should be in memory at once go through
+    /// the model in several passes.
     pub fn pool(&self, pieces: &[Piece<'_>]) -> Result<Vec<Pooled>> {
-        if pieces.is_empty() {
-            return Ok(Vec::new());
-        }
+        let longest = pieces.iter().map(|piece| piece.ids.len()).max().unwrap_or(0);
+        let at_once = (self.most_bases / longest.max(1)).max(1);
+        let passes = pieces.chunks(at_once).map(|pieces| self.pool_at_once(pieces));
+        Ok(passes.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
+    fn pool_at_once(&self, pieces: &[Piece<'_>]) -> Result<Vec<Pooled>> {
         let strands = self.run(pieces)?;
         let len = strands[0].len() / (pieces.len() * self.d_model);
         let pooled = pieces.iter().enumerate().map(|(i, piece)| {

@@ -10,6 +10,7 @@
 //! - [`genome`], [`sampler`], [`mask`]: a genome in memory, training windows, masked-language-model corruption;
 //! - [`model`], [`config`]: Caduceus;
 //! - [`task`]: masked-language-model pre-training and its evaluation;
+//! - [`metrics`]: of classification, with bootstrap intervals;
 //! - [`count_model`]: the context count models that a trained model's cross-entropy is compared with.
 //!
 //! Everything random is a pure function of `(seed, step, row)`, so that a run can be resumed or sharded without
@@ -38,6 +39,7 @@ pub mod error;
 pub mod fasta;
 pub mod genome;
 pub mod mask;
+pub mod metrics;
 pub mod model;
 pub mod regions;
 mod rng;

@@ -25,6 +25,8 @@ enum Command {
     Embed(commands::embed::Args),
     /// Say what is in a checkpoint
     Info(commands::info::Args),
+    /// Public data sets: list, describe, download, import, verify
+    Datasets(mamba_datasets::cli::DatasetsArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -40,6 +42,10 @@ fn main() -> ExitCode {
         Command::Eval(args) => commands::eval::run(args),
         Command::Embed(args) => commands::embed::run(args),
         Command::Info(args) => commands::info::run(args),
+        Command::Datasets(args) => {
+            args.run()?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "mamba-genomics", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

@@ -5,7 +5,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 use mamba_core::bidirectional::Combine;
 use mamba_core::optim::{AdamW, AdamWConfig, Gradients};
-use mamba_core::{Mamba1Config, Params};
+use mamba_core::{Mamba1Config, Mamba2Config, Params};
 use mamba_genomics::mask::{MaskConfig, mask_row};
 use mamba_genomics::tokenizer::{self, SequenceCounts};
 use mamba_genomics::{CaduceusConfig, CaduceusForMaskedLm, CaduceusForSequenceClassification, Pooling};
@@ -27,7 +27,7 @@ fn lambda(rows: usize, step: u64) -> Result<(Tensor, Tensor)> {
 }
 
 fn small(rcps: bool, fused_add_norm: bool) -> CaduceusConfig {
-    let ssm_cfg = Mamba1Config { d_state: 8, ..Default::default() };
+    let ssm_cfg = Mamba1Config { d_state: 8, ..Default::default() }.into();
     CaduceusConfig { d_model: 32, n_layer: 2, rcps, fused_add_norm, ssm_cfg, ..Default::default() }
 }
 
@@ -41,7 +41,11 @@ fn variants() -> Vec<(String, CaduceusConfig)> {
                 cfg.bidirectional_weight_tie = tied;
                 cfg.bidirectional_strategy = Some(combine);
                 cfg.rms_norm = tied;
-                cfg.ssm_cfg.bias = combine == Combine::Multiply;
+                // Mamba-1 where they are added, Mamba-2 where they are multiplied.
+                if combine == Combine::Multiply {
+                    let mixer = Mamba2Config { d_state: 8, headdim: 16, bias: true, ..Default::default() };
+                    cfg.ssm_cfg = mixer.into();
+                }
                 (format!("{kind}, tied {tied}, {combine:?}"), cfg)
             })
         })

@@ -67,7 +67,7 @@ fn configs() -> impl Strategy<Value = CaduceusConfig> {
             bidirectional: bidirectional || tied,
             bidirectional_weight_tie: tied,
             bidirectional_strategy: Some(if multiply { Combine::Multiply } else { Combine::Add }),
-            ssm_cfg: Mamba1Config { d_state, d_conv, bias, ..Default::default() },
+            ssm_cfg: Mamba1Config { d_state, d_conv, bias, ..Default::default() }.into(),
             ..Default::default()
         }
     })

@@ -239,6 +239,8 @@ impl<'a> Elements<'a> {
         let Storage::Cpu(storage) = &*self.storage else { bail!("expected a CPU tensor") };
         let all = T::cpu_storage_as_slice(storage)?;
         match self.layout.contiguous_offsets() {
+            // An empty tensor may say that it begins behind the end of its storage.
+            Some((start, end)) if start == end => Ok(&[]),
             Some((start, end)) => Ok(&all[start..end]),
             None => bail!("expected a contiguous tensor"),
         }

@@ -26,7 +26,7 @@ impl Case {
         // Python writes infinities and NaN as words that JSON does not have.
         let text = text.replace("-Infinity", "null").replace("Infinity", "null").replace("NaN", "null");
         let json: serde_json::Value = serde_json::from_str(&text).map_err(candle_core::Error::wrap)?;
-        let tensors = candle_core::safetensors::load(sidecar.with_extension("safetensors"), &Device::Cpu)?;
+        let tensors = read_tensors(&sidecar.with_extension("safetensors"))?;
         let name = sidecar.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let folder = sidecar.parent().unwrap_or(Path::new("")).to_path_buf();
         Ok(Self { name, folder, config: json["config"].clone(), tensors })
@@ -64,6 +64,19 @@ impl Case {
             None => bail!("{}: config has no number {key:?}", self.name),
         }
     }
+}
+
+/// Tensors of a file. candle has no bool; torch stores masks as such, and U8 holds the same bytes.
+fn read_tensors(path: &Path) -> Result<HashMap<String, Tensor>> {
+    let mut bytes = std::fs::read(path).map_err(candle_core::Error::wrap)?;
+    let header = bytes.first_chunk().map_or(0, |n| u64::from_le_bytes(*n) as usize);
+    let end = bytes.len().min(header.saturating_add(8));
+    let word: &[u8] = br#""BOOL""#;
+    let places: Vec<usize> = (0..end).filter(|&i| bytes[i..end].starts_with(word)).collect();
+    for place in places {
+        bytes[place..place + word.len()].copy_from_slice(br#""U8"  "#);
+    }
+    candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
 }
 
 /// `$MAMBA_GOLDEN`, else `committed` (say so on stderr).

@@ -3,8 +3,8 @@
 use candle_core::{DType, Device, Result, Tensor, Var};
 use mamba_kernels::testing::{Case, check_cases, expect_close, golden_dir};
 use mamba_kernels::{
-    CausalConv1d, Norm, Segments, SelectiveScan, causal_conv1d, causal_conv1d_update, norm, selective_scan,
-    selective_state_update,
+    CausalConv1d, Norm, Segments, SelectiveScan, Ssd, causal_conv1d, causal_conv1d_update, norm,
+    selective_scan, selective_state_update, ssd, ssd_state_update,
 };
 use std::collections::BTreeMap;
 
@@ -24,6 +24,8 @@ fn every_golden_op_case_holds() {
             ("selective_scan", &scan),
             ("selective_state_update", &state_update),
             ("selective_state_update_heads", &state_update_heads),
+            ("ssd_chunk_scan", &chunk_scan),
+            ("ssd_minimal", &minimal_scan),
             ("causal_conv1d", &conv),
             ("causal_conv1d_update", &conv_update),
             ("rms_norm_gated", &gated_norm),
@@ -34,6 +36,8 @@ fn every_golden_op_case_holds() {
             "selective_scan",
             "selective_state_update",
             "selective_state_update_heads",
+            "ssd_chunk_scan",
+            "ssd_minimal",
             "causal_conv1d",
             "causal_conv1d_update",
             "rms_norm_gated",
@@ -153,8 +157,9 @@ fn state_update(case: &Case) -> Result<()> {
     expect_close("y", &Tensor::stack(&outputs, 2)?, &get("y")?, FORWARD)
 }
 
-/// Decoding with heads: scalars of a head are repeated over its channels.
+/// Decoding with heads, by both scans.
 fn state_update_heads(case: &Case) -> Result<()> {
+    state_update_ssd(case)?;
     let get = |name: &str| case.tensor(name);
     let state = get("state_in")?;
     let (batch, heads, p, n) = state.dims4()?;
@@ -186,6 +191,104 @@ fn state_update_heads(case: &Case) -> Result<()> {
     Ok(())
 }
 
+/// Decoding with heads, by the scan that has them.
+fn state_update_ssd(case: &Case) -> Result<()> {
+    let get = |name: &str| case.tensor(name);
+    let (a, mut state) = (get("A")?, get("state_in")?);
+    for t in 0..get("x")?.dim(0)? {
+        let token = |name: &str| get(name)?.get(t)?.unsqueeze(1);
+        let (x, dt, b, c) = (token("x")?, token("dt")?, token("B")?, token("C")?);
+        let z = case.get("z").map(|_| token("z")).transpose()?;
+        let mut step = Ssd::new(&x, &dt, &a, &b, &c).softplus(case.flag("dt_softplus"));
+        step = case.get("D").into_iter().fold(step, |s, d| s.skip(d));
+        step = case.get("dt_bias").into_iter().fold(step, |s, d| s.dt_bias(d));
+        step = z.iter().fold(step, |s, z| s.gate(z));
+        let (y, next) = ssd_state_update(step, &state)?;
+        state = next;
+        expect_close("ssd y", &y, &get("y")?.get(t)?, FORWARD)?;
+        expect_close("ssd state", &state, &get("state_after_each")?.get(t)?, FORWARD)?;
+    }
+    Ok(())
+}
+
+fn segments(case: &Case, batch: usize, len: usize) -> Result<Option<Segments>> {
+    let Some(ids) = case.get("seq_idx") else { return Ok(None) };
+    let ids = ids.to_dtype(DType::I64)?.flatten_all()?.to_vec1::<i64>()?;
+    let ids: Vec<i32> = ids.iter().map(|&i| i as i32).collect();
+    Ok(Some(Segments::from_seq_idx(&ids, batch, len)?))
+}
+
+/// With several sequences in a row the initial state is that of the row's first, and the final state that of its last.
+fn chunk_scan(case: &Case) -> Result<()> {
+    const NAMES: &[&str] = &["x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states"];
+    for dtype in [DType::F32, DType::F64] {
+        for what in ["kernel", "reference"] {
+            let inputs = Inputs::new(case, NAMES, dtype)?;
+            let [x, dt, a, b, c] = ["x", "dt", "A", "B", "C"].map(|name| inputs.need(name));
+            let (d, z, bias) = (inputs.get("D"), inputs.get("z"), inputs.get("dt_bias"));
+            let (batch, len, _, _) = x.dims4()?;
+            let segments = segments(case, batch, len)?;
+            let rows: Vec<usize> = segments.iter().flat_map(|s| s.iter().map(|s| s.row)).collect();
+            let is_first = |i: usize| i == 0 || rows[i - 1] != rows[i];
+            let initial = match (inputs.get("initial_states"), &segments) {
+                (Some(h0), Some(_)) => {
+                    let state = |(i, &row): (usize, &usize)| match is_first(i) {
+                        true => h0.get(row),
+                        false => h0.get(row)?.zeros_like(),
+                    };
+                    Some(Tensor::stack(&rows.iter().enumerate().map(state).collect::<Result<Vec<_>>>()?, 0)?)
+                }
+                (h0, _) => h0,
+            };
+            let mut scan = Ssd::new(&x, &dt, &a, &b, &c).softplus(case.flag("dt_softplus"));
+            scan = scan.chunk_size(case.number("chunk_size")?);
+            scan = d.iter().fold(scan, |s, d| s.skip(d));
+            scan = z.iter().fold(scan, |s, z| s.gate(z));
+            scan = bias.iter().fold(scan, |s, x| s.dt_bias(x));
+            scan = initial.iter().fold(scan, |s, x| s.initial_state(x));
+            scan = segments.iter().fold(scan, |s, x| s.segments(x));
+            if let [Some(lo), Some(hi)] = [0, 1].map(|i| case.config["dt_limit"][i].as_f64()) {
+                scan = scan.dt_limit(lo, hi);
+            }
+            let (y, last) = match what {
+                "kernel" => scan.run_with_state()?,
+                _ => ssd::reference::ssd(&scan)?,
+            };
+            let last = match rows.is_empty() {
+                true => last,
+                false => {
+                    let ends = (0..rows.len()).filter(|&i| i + 1 == rows.len() || is_first(i + 1));
+                    Tensor::stack(&ends.map(|i| last.get(i)).collect::<Result<Vec<_>>>()?, 0)?
+                }
+            };
+            inputs.expect(case, what, dtype, &[("y", y), ("final_states", last)])?;
+        }
+    }
+    Ok(())
+}
+
+/// Listing 1 of the paper: the inputs are multiplied by the step sizes beforehand, and so is A.
+fn minimal_scan(case: &Case) -> Result<()> {
+    for dtype in [DType::F32, DType::F64] {
+        for what in ["kernel", "reference"] {
+            let inputs = Inputs::new(case, &["X", "A", "B", "C"], dtype)?;
+            let [x, decay, b, c] = ["X", "A", "B", "C"].map(|name| inputs.need(name));
+            let heads = x.dim(2)?;
+            let a = Tensor::full(-1.0, heads, &Device::Cpu)?.to_dtype(dtype)?;
+            let dt = decay.neg()?;
+            let ones = dt.ones_like()?.detach();
+            let scan =
+                Ssd::new(&x, &dt, &a, &b, &c).weights(&ones, &ones).chunk_size(case.number("block_len")?);
+            let (y, last) = match what {
+                "reference" => ssd::reference::ssd(&scan)?,
+                _ => scan.run_with_state()?,
+            };
+            inputs.expect(case, what, dtype, &[("y", y), ("final_states", last)])?;
+        }
+    }
+    Ok(())
+}
+
 fn conv(case: &Case) -> Result<()> {
     const NAMES: &[&str] = &["x", "weight", "bias", "initial_states"];
     for dtype in [DType::F32, DType::F64] {
@@ -195,14 +298,7 @@ fn conv(case: &Case) -> Result<()> {
             let (batch, len, _) = x.dims3()?;
             let (weight, bias) = (inputs.need("weight"), inputs.get("bias"));
             let state = inputs.get("initial_states").map(|x| swap(&x)).transpose()?;
-            let segments = match case.get("seq_idx") {
-                Some(ids) => {
-                    let ids = ids.to_dtype(DType::I64)?.flatten_all()?.to_vec1::<i64>()?;
-                    let ids: Vec<i32> = ids.iter().map(|&i| i as i32).collect();
-                    Some(Segments::from_seq_idx(&ids, batch, len)?)
-                }
-                None => None,
-            };
+            let segments = segments(case, batch, len)?;
             let mut conv = CausalConv1d::new(&x, &weight).silu(case.config["activation"] == "silu");
             conv = bias.iter().fold(conv, |c, b| c.bias(b));
             conv = state.iter().fold(conv, |c, s| c.initial_state(s));

@@ -1,1 +1,26 @@
-//! Speech enhancement with SEMamba.
+#![doc = include_str!("../README.md")]
+
+pub mod audio;
+pub mod checkpoint;
+pub mod config;
+pub mod discriminator;
+pub mod enhance;
+mod error;
+pub mod losses;
+pub mod metrics;
+pub mod mixture;
+pub mod model;
+pub mod pcs;
+pub mod sample;
+pub mod spectrogram;
+pub mod spectrum;
+pub mod stft;
+pub mod stream;
+pub mod task;
+
+pub use checkpoint::SeMambaCheckpoint;
+pub use config::{Config, ModelConfig};
+pub use enhance::Enhancer;
+pub use error::{Error, Result};
+pub use model::SeMamba;
+pub use stream::Stream;

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
 
 /// The shape after the warm-up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Decay {
     /// Stays at the peak.
@@ -14,6 +14,15 @@ pub enum Decay {
     /// Half a cosine to the floor.
     #[default]
     Cosine,
+    /// Multiplied by `factor` after every `every` steps, the first `hold` times excepted; the floor does not count.
+    Stairs {
+        /// Steps between two multiplications: those of an epoch.
+        every: u64,
+        /// Below 1.
+        factor: f64,
+        /// Multiplications left out at the start.
+        hold: u64,
+    },
 }
 
 /// Linear warm-up from `peak / warmup`, then a decay that reaches `peak · floor_ratio` at the last step.
@@ -42,6 +51,10 @@ impl Schedule {
         let t = ((step - self.warmup) as f64 / span).min(1.0);
         let part = match self.decay {
             Decay::Constant => return self.peak,
+            Decay::Stairs { every, factor, hold } => {
+                let times = ((step - self.warmup) / every.max(1)).saturating_sub(hold);
+                return self.peak * factor.powf(times as f64);
+            }
             Decay::Linear => 1.0 - t,
             Decay::Cosine => 0.5 * (1.0 + (PI * t).cos()),
         };
@@ -74,6 +87,12 @@ mod tests {
         let quarter = 0.5 * (1.0 + (PI / 4.0).cos());
         assert!((schedule(Decay::Cosine).at(6) - (0.2 + 1.8 * quarter)).abs() < 1e-12);
         assert_eq!(schedule(Decay::Constant).at(12), 2.0);
+    }
+
+    #[test]
+    fn stairs_hold_and_then_fall() {
+        let s = Schedule { warmup: 0, ..schedule(Decay::Stairs { every: 2, factor: 0.5, hold: 1 }) };
+        assert_eq!([0, 1, 2, 3, 4, 5, 6].map(|step| s.at(step)), [2.0, 2.0, 2.0, 2.0, 1.0, 1.0, 0.5]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 #![allow(dead_code, unreachable_pub)] // every test binary takes a part of it
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use mamba_core::{Mamba1, Mamba1Config, Mamba1State, Params, Rng};
+use mamba_core::{Mixer, MixerConfig, MixerState, Params, Rng};
 use mamba_kernels::testing::{gradients, relative_error};
 
 pub const CPU: Device = Device::Cpu;
@@ -30,9 +30,9 @@ pub fn perturb(params: &Params, seed: u64) -> Result<()> {
     Ok(())
 }
 
-pub fn perturbed_mixer(d_model: usize, cfg: &Mamba1Config, dtype: DType) -> Result<(Params, Mamba1)> {
+pub fn perturbed_mixer(d_model: usize, cfg: &MixerConfig, dtype: DType) -> Result<(Params, Mixer)> {
     let params = Params::fresh(1, dtype, &CPU);
-    let mixer = Mamba1::new(d_model, cfg, 1, &params.builder())?;
+    let mixer = Mixer::new(d_model, cfg, 1, &params.builder())?;
     perturb(&params, 2)?;
     Ok((params, mixer))
 }
@@ -46,14 +46,39 @@ pub fn assert_close(what: &str, got: &Tensor, want: &Tensor, tolerance: f64) {
 }
 
 #[track_caller]
-pub fn assert_states_close(what: &str, got: &Mamba1State, want: &Mamba1State, tolerance: f64) {
-    let part = |part: &Option<Tensor>| part.clone().unwrap();
-    assert_close(&format!("{what}, scan state"), &part(&got.ssm), &part(&want.ssm), tolerance);
-    let (got, want) = (part(&got.conv), part(&want.conv));
-    assert_eq!(got.dims(), want.dims(), "{what}");
-    if want.elem_count() > 0 {
-        assert_close(&format!("{what}, convolution state"), &got, &want, tolerance);
+pub fn assert_states_close(what: &str, got: &MixerState, want: &MixerState, tolerance: f64) {
+    assert_eq!(got.kind(), want.kind(), "{what}");
+    let (got, want) = (got.parts(), want.parts());
+    assert!(!want.is_empty(), "{what}: the state is empty");
+    for ((name, got), (other, want)) in got.iter().zip(&want) {
+        assert_eq!((name, got.dims()), (other, want.dims()), "{what}");
+        match *name {
+            // Angles just below 2π are close to 0.
+            "angle" => {
+                assert_close(
+                    &format!("{what}, cosines"),
+                    &got.cos().unwrap(),
+                    &want.cos().unwrap(),
+                    tolerance,
+                );
+                assert_close(&format!("{what}, sines"), &got.sin().unwrap(), &want.sin().unwrap(), tolerance);
+            }
+            _ if want.elem_count() == 0 => {}
+            _ => assert_close(&format!("{what}, state {name}"), got, want, tolerance),
+        }
     }
+}
+
+/// The state of one of several sequences.
+pub fn state_of_sequence(state: &MixerState, i: usize) -> MixerState {
+    let parts = state.parts().into_iter().map(|(name, x)| (name.to_string(), x.narrow(0, i, 1).unwrap()));
+    MixerState::from_parts(state.kind(), parts.collect()).unwrap()
+}
+
+/// The sum of all tensors of a state.
+pub fn state_sum(state: &MixerState) -> Result<Tensor> {
+    let sums = state.parts().into_iter().map(|(_, x)| x.sum_all());
+    Tensor::stack(&sums.collect::<Result<Vec<_>>>()?, 0)?.sum_all()
 }
 
 /// Gradients of `loss` by every parameter, in the order of their names.

@@ -1,14 +1,13 @@
 //! What a job's output is made from, so that a rerun can tell whether it still is the same job.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::hash::{hex, sha256_file};
 use crate::{Error, Result};
 
 /// An input file as it was when the job ran.
@@ -154,38 +153,6 @@ pub(super) fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// SHA-256 of bytes, in hexadecimal.
-pub fn sha256(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
-}
-
-/// Size and SHA-256 of a regular file, read through in constant memory.
-pub fn sha256_file(path: &Path) -> Result<(u64, String)> {
-    let io = |e| Error::io("read", path)(e);
-    let mut file = File::open(path).map_err(io)?;
-    if !file.metadata().map_err(io)?.is_file() {
-        return Err(Error::NotAFile { path: path.to_owned() });
-    }
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 18];
-    let mut bytes = 0;
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => return Ok((bytes, hex(&hasher.finalize()))),
-            Ok(n) => {
-                hasher.update(&buffer[..n]);
-                bytes += n as u64;
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(io(e)),
-        }
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -195,14 +162,6 @@ mod tests {
         let path = dir.join(name);
         std::fs::write(&path, content).unwrap();
         path
-    }
-
-    #[test]
-    fn sha256_is_the_standard_one() {
-        let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        assert_eq!(sha256(b"abc"), abc);
-        let dir = tempfile::tempdir().unwrap();
-        assert_eq!(sha256_file(&written(dir.path(), "a", "abc")).unwrap(), (3, abc.to_owned()));
     }
 
     #[test]

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::fingerprint::{Fingerprint, sha256_file};
+use super::fingerprint::Fingerprint;
 use crate::atomic::sibling;
+use crate::hash::sha256_file;
 use crate::{AtomicFile, Error, Result};
 
 /// Manifest version that this program writes and reads.

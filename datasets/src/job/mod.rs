@@ -44,9 +44,10 @@ use std::path::{Path, PathBuf};
 
 use arrow_schema::SchemaRef;
 
+pub use crate::hash::{sha256, sha256_file};
 pub use arrow_array;
 pub use arrow_schema;
-pub use fingerprint::{Fingerprint, InputFile, sha256, sha256_file};
+pub use fingerprint::{Fingerprint, InputFile};
 pub use manifest::{FileEntry, Manifest};
 pub use part::{Claim, Claimed, Part, PartWriter};
 pub use shard::Shard;

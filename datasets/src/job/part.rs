@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 
-use super::fingerprint::{file_name, sha256_file};
+use super::fingerprint::file_name;
 use super::manifest::{FileEntry, Found, Manifest};
 use super::sink::{Format, Sink};
 use super::{Fingerprint, Job};
 use crate::atomic::remove_leftovers;
+use crate::hash::sha256_file;
 use crate::{AtomicFile, Error, Result};
 
 /// What became of a claim.

@@ -8,6 +8,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use mamba_core::Error;
 use mamba_core::cli::{self, HintExt};
 use mamba_core::progress::short;
+use mamba_core::train::Stop;
 use mamba_datasets::job::{self, Fingerprint, Job, Part, Shard};
 use mamba_genomics::CaduceusCheckpoint;
 use mamba_genomics::embed::{EmbedOptions, Embedder, Layer, Pool, Sequences, StrandChoice};
@@ -18,6 +19,7 @@ use mamba_genomics::windows::WindowSpec;
 use pipeline::{Done, Output};
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -39,7 +41,7 @@ changed. The same input and model give the same bytes, whatever the threads, bat
 Example:
   mamba-genomics embed phages.fa.gz --checkpoint runs/phages --out phages.parquet")]
 pub(crate) struct Args {
-    /// FASTA files, or - for standard input
+    /// FASTA files or names of data sets, or - for standard input
     #[arg(required = true, value_name = "FASTA")]
     inputs: Vec<PathBuf>,
 
@@ -142,12 +144,20 @@ fn part_format() -> impl TypedValueParser<Value = job::Format> {
         .try_map(|ending| job::Format::from_path(&Path::new("part").with_extension(ending)))
 }
 
-pub(crate) fn run(args: Args) -> Result<ExitCode> {
+pub(crate) fn run(mut args: Args) -> Result<ExitCode> {
     let device = args.common.start()?;
+    args.inputs = super::sequence_files(&args.inputs)?;
     let started = Instant::now();
     match embed(&args, &device) {
+        Ok(outcome) if outcome.done.interrupted => {
+            eprintln!(
+                "stopped: {} finished and kept, the unfinished output dropped; the same command goes on",
+                plural(outcome.done.written + outcome.done.finished, "part")
+            );
+            Ok(ExitCode::from(cli::INTERRUPTED))
+        }
         Ok(outcome) => {
-            report(&args, &outcome, started);
+            report(&args, &outcome, started)?;
             Ok(ExitCode::SUCCESS)
         }
         Err(error) => Err(with_hint(error)),
@@ -217,9 +227,10 @@ fn embed(args: &Args, device: &candle_core::Device) -> Result<Outcome> {
         };
         // How much of it is this shard's shows on the way.
         let progress = args.common.progress(total.filter(|_| shard == Shard::WHOLE), "bp");
-        pipeline::run(sequences, &embedder, rows, spec, args.batch_tokens, output, progress)
+        let stop = Stop::on_signals()?;
+        pipeline::run(sequences, &embedder, rows, spec, args.batch_tokens, output, progress, &stop)
     })();
-    if result.is_err() && made_directory {
+    if made_directory {
         // Succeeds only while it is empty.
         let _ = std::fs::remove_dir(&args.out);
     }
@@ -289,7 +300,7 @@ fn fingerprint(
     Ok(fingerprint)
 }
 
-fn report(args: &Args, outcome: &Outcome, started: Instant) {
+fn report(args: &Args, outcome: &Outcome, started: Instant) -> Result<()> {
     let Outcome { checkpoint, dim, done } = outcome;
     let seconds = started.elapsed().as_secs_f64();
     let rate = done.bases as f64 / done.seconds.max(1e-9);
@@ -300,10 +311,10 @@ fn report(args: &Args, outcome: &Outcome, started: Instant) {
             "bases": bases, "input": counts.as_ref().map(counts_json), "seconds": seconds, "bases_per_second": rate,
             "outputs": { "written": written, "finished_before": finished, "of_other_shards": others },
         });
-        println!("{summary}");
+        writeln!(std::io::stdout(), "{summary}").context("cannot write the summary")?;
     }
     if args.common.quiet {
-        return;
+        return Ok(());
     }
     let out = args.out.display();
     if done.finished > 0 {
@@ -317,6 +328,7 @@ fn report(args: &Args, outcome: &Outcome, started: Instant) {
         let parts = if done.written == 1 { String::new() } else { format!(" in {} parts", done.written) };
         eprintln!("{out}: {} of {dim} values{parts}; {} bp/s", plural(done.rows, "row"), short(rate));
     }
+    Ok(())
 }
 
 fn counts_json(counts: &SequenceCounts) -> serde_json::Value {

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  mamba-genomics eval genome.fa.gz --checkpoint runs/genome")]
 pub(crate) struct Args {
-    /// FASTA files [default: the bundled genome of phage lambda]
+    /// FASTA files, or names of data sets [default: the bundled genome of phage lambda]
     #[arg(value_name = "FASTA")]
     fasta: Vec<PathBuf>,
 

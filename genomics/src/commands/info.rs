@@ -91,9 +91,10 @@ impl Facts {
             "fused_add_norm": config.fused_add_norm,
             "d_model": config.d_model,
             "n_layer": config.n_layer,
-            "d_state": config.ssm_cfg.d_state,
-            "d_conv": config.ssm_cfg.d_conv,
-            "expand": config.ssm_cfg.expand,
+            "mixer": config.ssm_cfg.kind(),
+            "d_state": config.ssm_cfg.d_state(),
+            "d_conv": config.ssm_cfg.d_conv(),
+            "expand": config.ssm_cfg.expand(),
             "vocabulary": { "tokens": config.vocab_size, "padded": config.padded_vocab_size() },
             "parameters": parameters,
             "dtype": self.dtypes,
@@ -120,7 +121,13 @@ impl Facts {
         let sizes = format!("d_model {}, {} layers", config.d_model, config.n_layer);
         lines.add(
             "sizes",
-            format!("{sizes}, d_state {}, d_conv {}, expand {}", ssm.d_state, ssm.d_conv, ssm.expand),
+            format!(
+                "{sizes} of {}, d_state {}, d_conv {}, expand {}",
+                ssm.layer(),
+                ssm.d_state(),
+                ssm.d_conv(),
+                ssm.expand()
+            ),
         );
         let direction = match (config.bidirectional, config.bidirectional_weight_tie) {
             (false, _) => "left to right only",

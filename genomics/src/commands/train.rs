@@ -17,9 +17,10 @@ use std::process::ExitCode;
 #[command(after_help = "Examples:\n  \
     mamba-genomics train --out runs/lambda --minutes 2\n  \
     mamba-genomics train genome.fa.gz --out runs/genome --preset base --steps 5000\n  \
+    mamba-genomics train ecoli-536 --out runs/ecoli    (a set of `mamba-genomics datasets list`)\n  \
     mamba-genomics train genome.fa.gz --out runs/genome --resume")]
 pub(crate) struct Args {
-    /// FASTA files, plain, gzip or bgzip [default: the bundled genome of phage lambda]
+    /// FASTA files, plain, gzip or bgzip, or names of data sets [default: the bundled genome of phage lambda]
     #[arg(value_name = "FASTA")]
     fasta: Vec<PathBuf>,
 
@@ -129,7 +130,7 @@ impl Args {
 /// The genome of some FASTA files, or the bundled one.
 pub(crate) fn genome(fasta: &[PathBuf]) -> Result<Genome> {
     if !fasta.is_empty() {
-        return Ok(Genome::load(fasta, FastaOptions::default())?);
+        return Ok(Genome::load(super::sequence_files(fasta)?, FastaOptions::default())?);
     }
     let sample = mamba_datasets::sample("lambda")?;
     let folder = std::env::temp_dir().join(format!("mamba-genomics-{}", std::process::id()));

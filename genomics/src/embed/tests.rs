@@ -44,6 +44,19 @@ fn a_vector_has_the_same_bits_in_any_batch() {
 }
 
 #[test]
+fn a_large_batch_goes_through_in_passes_with_the_same_bits() {
+    let mut embedder = embedder(true, 16, Pool::Mean, StrandChoice::Both, Layer::Last);
+    assert_eq!(embedder.most_bases, (2 << 30) / (4 * 32 * 4));
+    let sequences: Vec<Vec<u8>> = (0..7).map(|i| sequence(20 + 9 * i, i)).collect();
+    let sequences: Vec<&[u8]> = sequences.iter().map(Vec::as_slice).collect();
+    let whole = embedder.embed(&sequences).unwrap();
+    for most_bases in [1, 80, 150] {
+        embedder.most_bases = most_bases;
+        assert_eq!(embedder.embed(&sequences).unwrap(), whole, "{most_bases}");
+    }
+}
+
+#[test]
 fn both_strands_make_a_vector_that_the_reverse_complement_shares() {
     let text = sequence(75, 3);
     let other = reverse_complement(&text);

@@ -257,3 +257,124 @@ fn help_ends_with_an_example() {
         assert!(last.starts_with(&format!("mamba-genomics {verb} ")), "{last}");
     }
 }
+
+/// A genome of `records` records of 300 bases.
+#[cfg(unix)]
+fn long_input(folder: &Folder, records: usize) {
+    let mut text = String::new();
+    for n in 0..records {
+        text.push_str(&format!(">r{n}\n"));
+        text.extend((0..300).map(|i| ['A', 'C', 'G', 'T'][(i * i + n * i + i / 7) % 4]));
+        text.push('\n');
+    }
+    fs::write(folder.path("long.fa"), text).unwrap();
+}
+
+/// Starts `embed` into parts, waits for a finished part, sends the signal, and returns how the process ended.
+#[cfg(unix)]
+fn interrupted(folder: &Folder, signal: &str) -> std::process::Output {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_mamba-genomics"));
+    command.current_dir(folder.path("")).args(["embed", "long.fa", "--out", "parts", "--part-bases", "3000"]);
+    command.args(["--batch-tokens", "300", "--quiet"]);
+    let child =
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    while !folder.path("parts/part-00000.parquet.manifest.json").exists() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let sent = std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    child.wait_with_output().unwrap()
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_keeps_its_parts_and_goes_on_to_the_same_bytes() {
+    let folder = Folder::new();
+    long_input(&folder, 400);
+    folder.ok("long.fa --out whole --part-bases 3000");
+    let names = |dir: &str| -> Vec<String> {
+        let entries = fs::read_dir(folder.path(dir)).unwrap().map(|e| e.unwrap().file_name());
+        let mut names: Vec<_> = entries.map(|name| name.into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    for signal in ["-INT", "-KILL"] {
+        let _ = fs::remove_dir_all(folder.path("parts"));
+        let ended = interrupted(&folder, signal);
+        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+        let made = names("parts");
+        assert!(made.len() < names("whole").len(), "it ended before the signal");
+        if signal == "-INT" {
+            assert_eq!(ended.status.code(), Some(130), "{said}");
+            assert!(said.contains("the same command goes on"), "{said}");
+            assert!(!made.iter().any(|name| name.contains(".tmp-")), "{made:?}");
+        }
+        folder.ok("long.fa --out parts --part-bases 3000");
+        assert_eq!(names("parts"), names("whole"));
+        for name in names("whole") {
+            assert!(folder.read(&format!("parts/{name}")) == folder.read(&format!("whole/{name}")), "{name}");
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_an_error_and_no_panic() {
+    let folder = Folder::new();
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_mamba-genomics"));
+    command.current_dir(folder.path("")).args(["embed", "in.fa", "--out", "v.npy", "--format", "json"]);
+    let ended = command.stdout(full).output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(ended.status.code(), Some(1), "{said}");
+    assert!(said.contains("cannot write the summary: No space left on device"), "{said}");
+    assert!(folder.path("v.npy").exists(), "the result was written before");
+
+    std::os::unix::fs::symlink("/dev/full", folder.path("full.npy")).unwrap();
+    let ended = folder.embed("in.fa --out full.npy");
+    assert_eq!(ended.code, 1, "{ended:?}");
+    assert!(ended.stderr.contains("full.npy is not a regular file"), "{ended:?}");
+}
+
+#[test]
+fn a_batch_limit_beyond_every_machine_is_no_error() {
+    let folder = Folder::new();
+    folder.ok("in.fa --out a.npy");
+    folder.ok("in.fa --out b.npy --batch-tokens 18446744073709551615");
+    assert!(folder.read("a.npy") == folder.read("b.npy"));
+}
+
+#[test]
+fn data_sets_are_inputs_by_name() {
+    let folder = Folder::new();
+    let run = |args: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mamba-genomics"));
+        command
+            .current_dir(folder.path(""))
+            .env("MAMBA_DATA_HOME", folder.path("home"))
+            .env_remove("MAMBA_DATA");
+        command.args(args.split(' ')).output().unwrap()
+    };
+    let embedded = run("embed phix174 --out v.npy --quiet");
+    assert!(embedded.status.success(), "{}", String::from_utf8_lossy(&embedded.stderr));
+    assert!(folder.path("home/genomics/phix174/phix174.fa").exists());
+    assert!(String::from_utf8_lossy(&run("datasets list").stdout).contains("phix174"));
+    let verified = run("datasets verify");
+    assert_eq!(
+        String::from_utf8_lossy(&verified.stdout).lines().count(),
+        2,
+        "lambda and phix174: {verified:?}"
+    );
+    for (args, code, message) in [
+        ("embed phix --out v.npy", 1, "no data set is named \"phix\"; similar: phix174"),
+        ("embed ecoli-536 --out w.npy", 1, "`datasets fetch ecoli-536` downloads it"),
+        ("embed missing.fa --out w.npy", 1, "cannot open missing.fa"),
+        ("datasets info nothing-like-it", 2, "no data set is named"),
+        ("datasets import gue in.fa", 1, "holds 0 of the 18 files"),
+    ] {
+        let ended = run(args);
+        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert_eq!(ended.status.code(), Some(code), "{args}: {said}");
+        assert!(said.contains(message), "{args}: {said}");
+    }
+}

@@ -1,8 +1,9 @@
 //! Linear maps on the CPU: matrix products by the gemm crate, on all cores when they are worth it.
-#![allow(unsafe_code)] // gemm takes pointers
 
+use super::matvec;
+use crate::matrix::{self, Matrix, MatrixMut};
 use crate::simd::Real;
-use gemm::{Parallelism, gemm};
+use gemm::Parallelism;
 use rayon::prelude::*;
 
 /// Multiplications under which one core is faster than waking the others.
@@ -10,69 +11,14 @@ const PARALLEL_FROM: usize = 1 << 20;
 /// Rows that one task adds up for the bias gradient.
 const SUM_ROWS: usize = 256;
 
-/// A row-major matrix, or the transpose of one.
-#[derive(Clone, Copy)]
-struct Matrix<'a, T> {
-    data: &'a [T],
-    rows: usize,
-    columns: usize,
-    transposed: bool,
-}
-
-impl<'a, T> Matrix<'a, T> {
-    /// `rows × columns`, row-major.
-    fn new(data: &'a [T], rows: usize, columns: usize) -> Self {
-        assert_eq!(data.len(), rows * columns, "a matrix of {rows} × {columns}");
-        Self { data, rows, columns, transposed: false }
-    }
-
-    fn t(self) -> Self {
-        Self { rows: self.columns, columns: self.rows, transposed: !self.transposed, ..self }
-    }
-
-    /// Strides from row to row and from column to column.
-    fn strides(&self) -> (isize, isize) {
-        match self.transposed {
-            false => (self.columns as isize, 1),
-            true => (1, self.rows as isize),
-        }
-    }
-}
-
-/// `out = a·b`, or `out += a·b`; `out` is row-major.
+/// `out = a·b`, or `out += a·b`, on all cores when that is worth it; `out` is row-major.
 fn multiply<T: Real>(out: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>, add: bool) {
-    let (m, k, n) = (a.rows, a.columns, b.columns);
-    assert!(b.rows == k && out.len() == m * n, "matrix shapes do not fit");
+    let (m, k, n) = (a.rows(), a.columns(), b.columns());
     let parallelism = match m * k * n < PARALLEL_FROM {
         true => Parallelism::None,
         false => Parallelism::Rayon(0),
     };
-    let one = T::from_f64(1.0);
-    let ((a_rows, a_columns), (b_rows, b_columns)) = (a.strides(), b.strides());
-    // SAFETY: the slices hold all elements that the sizes and strides reach, and `out` overlaps neither input.
-    unsafe {
-        gemm(
-            m,
-            n,
-            k,
-            out.as_mut_ptr(),
-            1,
-            n as isize,
-            add,
-            a.data.as_ptr(),
-            a_columns,
-            a_rows,
-            b.data.as_ptr(),
-            b_columns,
-            b_rows,
-            one,
-            one,
-            false,
-            false,
-            false,
-            parallelism,
-        );
-    }
+    matrix::multiply(MatrixMut::new(out, m, n), a, b, add, parallelism);
 }
 
 /// The parts of the output, row-major.
@@ -84,18 +30,22 @@ pub(super) fn forward<T: Real>(
     parts: &[usize],
 ) -> Vec<Vec<T>> {
     let rows = x.len() / d_in;
-    let x = Matrix::new(x, rows, d_in);
     let mut start = 0;
     parts
         .iter()
         .map(|&part| {
-            let weight = Matrix::new(&weight[start * d_in..(start + part) * d_in], part, d_in);
+            let weight = &weight[start * d_in..(start + part) * d_in];
+            let bias = bias.map(|bias| &bias[start..start + part]);
+            start += part;
+            if rows <= matvec::FEW_ROWS {
+                return matvec::forward(x, weight, None, bias, d_in);
+            }
             let mut y = match bias {
-                Some(bias) => bias[start..start + part].repeat(rows),
+                Some(bias) => bias.repeat(rows),
                 None => vec![T::default(); rows * part],
             };
-            multiply(&mut y, x, weight.t(), bias.is_some());
-            start += part;
+            let weight = Matrix::new(weight, part, d_in);
+            multiply(&mut y, Matrix::new(x, rows, d_in), weight.t(), bias.is_some());
             y
         })
         .collect()
@@ -104,22 +54,23 @@ pub(super) fn forward<T: Real>(
 /// Gradients in the shapes of the inputs.
 pub(super) struct Gradients<T> {
     pub(super) x: Vec<T>,
-    pub(super) weight: Vec<T>,
+    pub(super) weight: Option<Vec<T>>,
     pub(super) bias: Option<Vec<T>>,
 }
 
-/// Gradients given those of the parts; `None` stands for zero.
+/// Gradients given those of the parts; `None` stands for zero. `with` says whether those of the weight and of the bias are
+/// wanted.
 pub(super) fn backward<T: Real>(
     x: &[T],
     weight: &[T],
-    with_bias: bool,
+    (with_weight, with_bias): (bool, bool),
     grads: &[Option<&[T]>],
     d_in: usize,
     parts: &[usize],
 ) -> Gradients<T> {
     let rows = x.len() / d_in;
     let mut dx = vec![T::default(); x.len()];
-    let mut dweight = vec![T::default(); weight.len()];
+    let mut dweight = with_weight.then(|| vec![T::default(); weight.len()]);
     let mut dbias = with_bias.then(|| vec![T::default(); weight.len() / d_in]);
     let (mut start, mut first) = (0, true);
     for (&part, grad) in parts.iter().zip(grads) {
@@ -129,7 +80,9 @@ pub(super) fn backward<T: Real>(
         let Some(grad) = grad else { continue };
         let g = Matrix::new(grad, rows, part);
         multiply(&mut dx, g, Matrix::new(&weight[values.clone()], part, d_in), !first);
-        multiply(&mut dweight[values], g.t(), Matrix::new(x, rows, d_in), false);
+        if let Some(dweight) = &mut dweight {
+            multiply(&mut dweight[values], g.t(), Matrix::new(x, rows, d_in), false);
+        }
         if let Some(dbias) = &mut dbias {
             sum_rows(grad, &mut dbias[channels]);
         }

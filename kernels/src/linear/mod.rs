@@ -11,7 +11,9 @@ use crate::fused::{self, Fused, Output, elements, expect_shape, like_inputs, wit
 use crate::simd::Real;
 use candle_core::{D, Result, Tensor, bail};
 
+pub mod compact;
 mod cpu;
+mod matvec;
 pub mod reference;
 
 /// The parts of `x Wᵀ + b`: `x` `(…, in)`, `weight` `(out, in)`, `bias` `(out)`; part i has `parts[i]` of the `out`
@@ -64,13 +66,18 @@ fn check(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, parts: &[usize]) ->
         false => fused::same_dtype_and_device_or_gpu(NAME, &inputs, &[])?,
     }
     let d_in = x.dim(D::Minus1)?;
-    let d_out = parts.iter().sum::<usize>();
-    if d_in == 0 || parts.is_empty() || parts.contains(&0) {
-        bail!("{NAME}: parts are {parts:?} of {d_in} input channels, expected at least one of each");
-    }
+    let d_out = check_parts(NAME, d_in, parts)?;
     expect_shape(NAME, "weight", Some(weight), &[d_out, d_in])?;
     expect_shape(NAME, "bias", bias, &[d_out])?;
     Ok(d_in)
+}
+
+/// The number of output channels.
+fn check_parts(name: &str, d_in: usize, parts: &[usize]) -> Result<usize> {
+    if d_in == 0 || parts.is_empty() || parts.contains(&0) {
+        bail!("{name}: parts are {parts:?} of {d_in} input channels, expected at least one of each");
+    }
+    Ok(parts.iter().sum())
 }
 
 struct Op {
@@ -109,8 +116,9 @@ impl Op {
         let grads =
             g.iter().map(|e| e.as_ref().map(|e| e.slice::<T>()).transpose()).collect::<Result<Vec<_>>>()?;
         let (xs, weight, bias) = (of(0)?.unwrap_or_default(), of(1)?.unwrap_or_default(), of(2)?);
-        let out = cpu::backward(xs, weight, bias.is_some(), &grads, self.d_in, &self.parts);
-        Ok(like_inputs([Some(out.x), Some(out.weight), out.bias], inputs))
+        let with = (true, bias.is_some());
+        let out = cpu::backward(xs, weight, with, &grads, self.d_in, &self.parts);
+        Ok(like_inputs([Some(out.x), out.weight, out.bias], inputs))
     }
 }
 

@@ -2,9 +2,16 @@
 //! sizes, the direction, the segments, the chunks and the number of threads.
 
 mod causal_conv1d;
+mod compact;
+mod conv2d;
+mod cross_entropy;
 mod emulated;
+mod gelu;
+mod instance_norm;
 mod linear;
 mod norm;
 mod selective_scan;
+mod ssd;
 mod support;
 mod threads;
+mod top_k;

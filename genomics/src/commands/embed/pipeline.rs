@@ -4,6 +4,7 @@ use super::table::Rows;
 use super::{Per, named_counts};
 use anyhow::Result;
 use mamba_core::cli::Progress;
+use mamba_core::train::Stop;
 use mamba_datasets::job::arrow_schema::SchemaRef;
 use mamba_datasets::job::{Directory, Manifest, Part, PartWriter};
 use mamba_datasets::{InOrder, Layout, Limits, prefetch, stream};
@@ -42,6 +43,8 @@ pub(crate) struct Done {
     pub(crate) counts: Option<SequenceCounts>,
     /// Time between the first read and the last write.
     pub(crate) seconds: f64,
+    /// Whether it was asked to stop; what was not finished is dropped.
+    pub(crate) interrupted: bool,
 }
 
 impl Done {
@@ -60,6 +63,7 @@ pub(crate) fn run(
     batch_tokens: usize,
     output: Output,
     mut progress: Progress,
+    stop: &Stop,
 ) -> Result<Done> {
     let started = Instant::now();
     let whole_windows = rows.per == Per::Window;
@@ -101,7 +105,12 @@ pub(crate) fn run(
     });
     let limits = Limits { max_tokens: batch_tokens, max_items: batch_tokens, layout: Layout::Padded };
     let mut in_order = InOrder::new();
+    let mut interrupted = false;
     for batch in stream(units, limits, LOOK_AHEAD, |unit: &Unit| unit.window.ids.len())? {
+        if stop.requested() {
+            interrupted = true;
+            break;
+        }
         let batch: mamba_datasets::Batch<Unit> = batch?;
         let pieces: Vec<_> = batch.items.iter().map(|(_, unit)| piece(&unit.window, whole_windows)).collect();
         let pooled = embedder.pool(&pieces)?;
@@ -112,6 +121,12 @@ pub(crate) fn run(
         while let Some((unit, pooled)) = in_order.pop() {
             writer.take(embedder, unit, pooled)?;
         }
+    }
+    if interrupted {
+        progress.finish();
+        drop(writer); // and with it the temporary file
+        let finished = parts.map_or(0, |parts| parts.finished);
+        return Ok(Done { finished, interrupted, ..done });
     }
     let (records, counts) = read.into_inner();
     if parts.is_none()

@@ -19,6 +19,9 @@ pub(in crate::selective_scan) struct Forward<T> {
 
 /// Runs the scan; `keep` says whether backward will need the states between chunks.
 pub(in crate::selective_scan) fn forward<T: Real>(scan: &Scan<'_, T>, keep: bool) -> Forward<T> {
+    if !keep && super::step::fits(scan) {
+        return super::step::step(scan);
+    }
     let plan = Plan::new(scan);
     let (d, n) = (scan.dims.d, scan.dims.n);
     let mut y = vec![T::default(); scan.u.len()];

@@ -14,6 +14,7 @@ use std::marker::PhantomData;
 
 mod backward;
 mod forward;
+mod step;
 
 pub(super) use backward::backward;
 pub(super) use forward::forward;

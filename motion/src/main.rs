@@ -1,0 +1,45 @@
+//! The command line of mamba-motion.
+
+mod commands;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Motion generation with Motion Mamba: train on motion capture, generate by label, measure, watch.
+#[derive(Parser)]
+#[command(name = "mamba-motion", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train evaluator, VAE and denoiser on motion capture
+    Train(commands::train::Args),
+    /// Generate motions by label
+    Generate(commands::generate::Args),
+    /// Measure generated motions against held-out ones
+    Eval(commands::eval::Args),
+    /// Say what is in a training's folder
+    Info(commands::info::Args),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    mamba_core::cli::run_main(|| match cli.command {
+        Command::Train(args) => commands::train::run(args),
+        Command::Generate(args) => commands::generate::run(args),
+        Command::Eval(args) => commands::eval::run(args),
+        Command::Info(args) => commands::info::run(args),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "mamba-motion", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    })
+}

@@ -1,0 +1,7 @@
+//! The subcommands.
+
+pub(crate) mod eval;
+pub(crate) mod info;
+pub(crate) mod log;
+pub(crate) mod score;
+pub(crate) mod train;

@@ -1,0 +1,62 @@
+//! `eval`: a checkpoint on pairs of noisy and clean recordings.
+
+use super::metrics::{about, pairs, print};
+use super::table::ScoreTable;
+use anyhow::Result;
+use mamba_core::cli::{CommonArgs, Format};
+use mamba_speech::SeMambaCheckpoint;
+use mamba_speech::audio::read_mono;
+use mamba_speech::metrics::score;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Flags of `eval`.
+#[derive(clap::Args)]
+#[command(after_help = "Example:
+  mamba-speech eval --checkpoint runs/speech --clean testset/clean --noisy testset/noisy")]
+pub(crate) struct Args {
+    /// Folder of a run or a checkpoint, or upstream's .pth [default: the small model that comes with this program]
+    #[arg(long, value_name = "PATH")]
+    checkpoint: Option<PathBuf>,
+
+    /// Folder of clean recordings
+    #[arg(long, value_name = "DIR")]
+    clean: PathBuf,
+
+    /// Folder of noisy recordings of the same names
+    #[arg(long, value_name = "DIR")]
+    noisy: PathBuf,
+
+    /// Write the scores of every clip as CSV too
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
+
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: Args) -> Result<ExitCode> {
+    let device = args.common.start()?;
+    let enhancer = SeMambaCheckpoint::open_or_bundled(args.checkpoint.as_deref())?
+        .enhancer(args.common.dtype(), &device)?;
+    let pairs = pairs(&args.clean, &args.noisy)?;
+    let mut progress = args.common.progress(Some(pairs.len() as u64), "clips");
+    let (mut before, mut after) = (Vec::new(), Vec::new());
+    for pair in pairs {
+        let rate = enhancer.sample_rate();
+        let (clean, noisy) = (read_mono(&pair.clean, rate)?, read_mono(&pair.other, rate)?);
+        let enhanced = enhancer.enhance(&noisy)?;
+        for (rows, signal) in [(&mut before, &noisy), (&mut after, &enhanced)] {
+            rows.push((pair.name.clone(), score(&clean, signal, rate).map_err(|e| about(&pair.other, e))?));
+        }
+        progress.inc(1);
+    }
+    progress.finish();
+    let (before, after) = (ScoreTable { rows: before }, ScoreTable { rows: after });
+    if args.common.format == Format::Human {
+        println!("noisy\n{}\nenhanced", before.human());
+    }
+    print(&after, args.csv.as_deref(), args.common.format)?;
+    Ok(ExitCode::SUCCESS)
+}

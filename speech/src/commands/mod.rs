@@ -1,0 +1,8 @@
+//! One file for each subcommand.
+
+pub(crate) mod enhance;
+pub(crate) mod eval;
+pub(crate) mod info;
+pub(crate) mod metrics;
+pub(crate) mod table;
+pub(crate) mod train;

@@ -1,0 +1,48 @@
+//! The command line of mamba-speech.
+
+mod commands;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Speech enhancement with SEMamba on a plain CPU: clean noisy recordings, train models, measure quality.
+#[derive(Parser)]
+#[command(name = "mamba-speech", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Clean noisy recordings of any length
+    Enhance(commands::enhance::Args),
+    /// Train a model on clean speech and noise, mixed on the fly
+    Train(commands::train::Args),
+    /// Score a checkpoint on pairs of noisy and clean recordings
+    Eval(commands::eval::Args),
+    /// Score enhanced recordings against clean ones: PESQ, STOI, SI-SDR, CSIG …
+    Metrics(commands::metrics::Args),
+    /// Say what is in a checkpoint
+    Info(commands::info::Args),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    mamba_core::cli::run_main(|| match cli.command {
+        Command::Enhance(args) => commands::enhance::run(args),
+        Command::Train(args) => commands::train::run(args),
+        Command::Eval(args) => commands::eval::run(args),
+        Command::Metrics(args) => commands::metrics::run(args),
+        Command::Info(args) => commands::info::run(args),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "mamba-speech", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    })
+}

@@ -1,0 +1,197 @@
+//! Training SEMamba on mixtures, and what it is measured by.
+
+use crate::discriminator::MetricDiscriminator;
+use crate::losses::{LossWeights, Losses};
+use crate::metrics::{Scores, pesq_wb, score};
+use crate::mixture::{MixtureConfig, Mixtures, Pair, rms};
+use crate::spectrum::Spectrum;
+use crate::{Config, Enhancer, Error, SeMamba};
+use candle_core::{DType, Device, Tensor};
+use mamba_core::run_folder::Metric;
+use mamba_core::train::{StepLoss, Task, TrainConfig};
+use mamba_core::{Params, Rng};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Everything that decides a run, besides the clips.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EnhancementConfig {
+    /// The model.
+    pub model: Config,
+    /// Optimizer and schedule.
+    pub train: TrainConfig,
+    /// Mixtures.
+    pub data: MixtureConfig,
+    /// Weights of the losses.
+    pub loss: LossWeights,
+}
+
+impl EnhancementConfig {
+    /// Refuses impossible values.
+    pub fn validate(&self) -> mamba_core::Result<()> {
+        self.model.validate()?;
+        self.train.validate()?;
+        self.data.validate()?;
+        let hop = self.model.stft_cfg.hop_size;
+        if !self.data.segment_size.is_multiple_of(hop) {
+            let got = self.data.segment_size.to_string();
+            return Err(Error::Setting {
+                name: "segment_size",
+                got,
+                expected: format!("a multiple of the hop, {hop}"),
+            }
+            .into());
+        }
+        Ok(())
+    }
+}
+
+/// Prefix of the discriminator's parameters, which share the optimizer and the files of the model.
+pub(crate) const DISCRIMINATOR: &str = "discriminator";
+
+/// Enhancement as the training loop sees it.
+pub struct Enhancement<'a> {
+    cfg: &'a EnhancementConfig,
+    mixtures: &'a Mixtures,
+    valid: Vec<Pair>,
+    params: Params,
+    model: SeMamba,
+    discriminator: Option<MetricDiscriminator>,
+    device: Device,
+}
+
+impl<'a> Enhancement<'a> {
+    /// A run from `params`: fresh ones, or those of a checkpoint.
+    pub fn new(
+        cfg: &'a EnhancementConfig,
+        mixtures: &'a Mixtures,
+        params: Params,
+    ) -> mamba_core::Result<Self> {
+        cfg.validate()?;
+        let model = SeMamba::new(&cfg.model, &params.builder())?;
+        let pb = params.builder().pp(DISCRIMINATOR);
+        let discriminator = (cfg.loss.metric > 0.0).then(|| MetricDiscriminator::new(&pb)).transpose()?;
+        // A checkpoint to go on from need not have been trained with a discriminator.
+        let of_discriminator = |name: &str| name.starts_with(DISCRIMINATOR);
+        params.check_with(of_discriminator, of_discriminator)?;
+        let device = params.device().clone();
+        Ok(Self { cfg, mixtures, valid: mixtures.valid_pairs(), params, model, discriminator, device })
+    }
+
+    /// The model with its present weights.
+    pub fn model(&self) -> &SeMamba {
+        &self.model
+    }
+
+    /// The loss of some pairs of one length; with a discriminator the sum of its loss and the generator's, whose
+    /// gradients do not mix. `rng` is for its dropout.
+    pub fn loss(&self, pairs: &[Pair], rng: &mut Rng) -> mamba_core::Result<Tensor> {
+        let (stft, compress) = (&self.cfg.model.stft_cfg, self.cfg.model.model_cfg.compress_factor);
+        let scaled = |signal: &[f32], factor: f32| signal.iter().map(|x| x * factor).collect::<Vec<_>>();
+        let factor = |pair: &Pair| match self.cfg.model.model_cfg.causal {
+            // A stream does not know its level in advance.
+            true => 1.0,
+            false => 1.0 / rms(&pair.noisy).max(1e-8),
+        };
+        let batch = |of: fn(&Pair) -> &[f32]| {
+            let values: Vec<f32> = pairs.iter().flat_map(|p| scaled(of(p), factor(p))).collect();
+            let shape = (pairs.len(), pairs[0].noisy.len());
+            Tensor::from_vec(values, shape, &self.device)?.to_dtype(self.params.dtype())
+        };
+        let (noisy, clean) = (batch(|p| &p.noisy)?, batch(|p| &p.clean)?);
+        let enhanced = self.model.forward(&Spectrum::of(&noisy, stft, compress)?)?;
+        let clean_spectrum = Spectrum::of(&clean, stft, compress)?;
+        let losses = Losses::new(&self.cfg.model, &enhanced, &clean_spectrum, &clean)?;
+        let total = losses.total(&self.cfg.loss)?;
+        let Some(discriminator) = &self.discriminator else { return Ok(total) };
+        let judged = discriminator.detach().forward(&clean_spectrum.mag, &enhanced.mag, None)?;
+        let metric = ((judged - 1.0)?.sqr()?.mean_all()? * self.cfg.loss.metric)?;
+        let fixed = Spectrum { mag: enhanced.mag.detach(), pha: enhanced.pha.detach() };
+        let signals = fixed.signal(stft, compress)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+        let learnt =
+            self.discriminator_loss(discriminator, &clean_spectrum.mag, &fixed.mag, pairs, &signals, rng)?;
+        Ok(total.add(&metric)?.add(&learnt)?)
+    }
+
+    /// How far the discriminator's predictions are from 1 for clean speech, and from PESQ for enhanced speech.
+    fn discriminator_loss(
+        &self,
+        discriminator: &MetricDiscriminator,
+        clean: &Tensor,
+        enhanced: &Tensor,
+        pairs: &[Pair],
+        signals: &[Vec<f32>],
+        rng: &mut Rng,
+    ) -> mamba_core::Result<Tensor> {
+        let own = (discriminator.forward(clean, clean, Some(rng))? - 1.0)?.sqr()?.mean_all()?;
+        let pesq: Vec<Option<f64>> = pairs
+            .par_iter()
+            .zip(signals)
+            .map(|(pair, signal)| pesq_wb(&pair.clean, signal))
+            .collect::<crate::Result<_>>()?;
+        // A segment without speech has no PESQ; it then counts for nothing.
+        let target: Vec<f32> = pesq.iter().map(|p| p.map_or(0.0, |p| ((p - 1.0) / 3.5) as f32)).collect();
+        let weight: Vec<f32> = pesq.iter().map(|p| f32::from(u8::from(p.is_some()))).collect();
+        let tensor = |x: Vec<f32>| Tensor::new(x, &self.device)?.to_dtype(self.params.dtype());
+        let predicted = discriminator.forward(clean, enhanced, Some(rng))?;
+        let errors = ((predicted - tensor(target)?)?.sqr()? * tensor(weight)?)?;
+        Ok(own.add(&errors.mean_all()?)?)
+    }
+}
+
+/// Mean scores of a model on some pairs.
+pub fn score_pairs(enhancer: &Enhancer, pairs: &[Pair]) -> mamba_core::Result<Scores> {
+    let enhanced: Vec<Vec<f32>> =
+        pairs.iter().map(|pair| enhancer.enhance(&pair.noisy)).collect::<candle_core::Result<_>>()?;
+    let scores: Vec<Scores> = pairs
+        .par_iter()
+        .zip(&enhanced)
+        .map(|(pair, enhanced)| score(&pair.clean, enhanced, enhancer.sample_rate()))
+        .collect::<crate::Result<_>>()?;
+    Ok(Scores::mean(&scores))
+}
+
+impl Task for Enhancement<'_> {
+    fn params(&self) -> &Params {
+        &self.params
+    }
+
+    fn config(&self) -> Value {
+        serde_json::to_value(&self.cfg.model).expect("a config of plain values has a JSON form")
+    }
+
+    fn train_step(&mut self, step: u64, micro: usize) -> mamba_core::Result<StepLoss> {
+        let TrainConfig { batch_size, accumulate, seed, .. } = self.cfg.train;
+        let first = (step * accumulate as u64 + micro as u64) * batch_size as u64;
+        let pairs: Vec<Pair> = (0..batch_size as u64)
+            .into_par_iter()
+            .map(|i| self.mixtures.train_pair(seed, first + i))
+            .collect();
+        let mut rng = Rng::stream(seed, "dropout", first);
+        Ok(StepLoss { loss: self.loss(&pairs, &mut rng)?, items: batch_size * self.cfg.data.segment_size })
+    }
+
+    fn evaluate(&mut self) -> mamba_core::Result<Vec<Metric>> {
+        // Without variables there is no graph, and activations are freed as they are used.
+        let frozen = Params::frozen(self.params.to_tensors(), self.params.dtype(), &self.device);
+        let model = SeMamba::new(&self.cfg.model, &frozen.builder())?;
+        let enhancer = Enhancer::new(model, self.cfg.model.clone(), self.params.dtype(), &self.device);
+        let scores = score_pairs(&enhancer, &self.valid)?;
+        Ok(vec![
+            Metric::up("pesq_wb", scores.pesq_wb.unwrap_or(f64::NAN)),
+            Metric::up("stoi", scores.stoi),
+            Metric::up("si_sdr_db", scores.si_sdr_db),
+        ])
+    }
+
+    fn data_fingerprint(&self) -> String {
+        let text = format!("{:?} {:?} {}", self.cfg.data, self.cfg.loss, self.mixtures.fingerprint());
+        mamba_datasets::job::sha256(text.as_bytes())
+    }
+
+    fn unit(&self) -> &'static str {
+        "samples"
+    }
+}

@@ -1,0 +1,151 @@
+//! The binary: train, evaluate, enhance, measure; and what it says when something is wrong.
+#![allow(clippy::unwrap_used, reason = "functions that tests call")]
+
+use assert_cmd::Command;
+use mamba_speech::audio::{Audio, Reader, WavFormat, read, write_wav};
+use mamba_speech::sample;
+use predicates::str::{contains, starts_with};
+use std::path::Path;
+
+fn speech(arguments: &str, folder: &Path) -> Command {
+    let mut command = Command::cargo_bin("mamba-speech").unwrap();
+    command.current_dir(folder).args(arguments.split_whitespace());
+    command
+}
+
+fn json(output: &[u8]) -> serde_json::Value {
+    serde_json::from_slice(output).unwrap()
+}
+
+/// A noisy voice and the voice in it.
+fn pair(seed: u64, seconds: f64) -> (Vec<f32>, Vec<f32>) {
+    let voice = sample::voice(seed, seconds);
+    let noisy = voice.iter().zip(sample::noise(seed, seconds)).map(|(v, n)| v + 0.3 * n).collect();
+    (noisy, voice)
+}
+
+fn mono(path: &Path, samples: Vec<f32>) {
+    write_wav(path, &Audio::mono(16_000, samples), WavFormat::PCM16).unwrap();
+}
+
+/// Settings of a model that trains in seconds.
+const TINY: &str = "--set model.model_cfg.hid_feature=8 --set model.model_cfg.num_tfmamba=1 \
+                    --set model.model_cfg.dense_depth=2 --set data.segment_size=4000 --set data.valid_clips=1 \
+                    --set data.valid_size=16000 --batch 1 --quiet --threads 2";
+
+#[test]
+fn train_eval_enhance_and_metrics_work_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    speech(&format!("train --out run --steps 3 {TINY}"), dir).assert().success();
+    for file in ["config.json", "model.safetensors", "metrics.jsonl", "run.json", "optim.safetensors"] {
+        assert!(dir.join("run").join(file).is_file(), "{file}");
+    }
+    speech(&format!("train --out run --steps 3 {TINY}"), dir).assert().code(1).stderr(contains("--resume"));
+    speech(&format!("train --out run --steps 4 --resume {TINY}"), dir).assert().success();
+
+    std::fs::create_dir_all(dir.join("clean/a")).unwrap();
+    std::fs::create_dir_all(dir.join("noisy/a")).unwrap();
+    for (seed, name) in ["one.wav", "a/two.wav"].iter().enumerate() {
+        let (noisy, clean) = pair(seed as u64, 1.5);
+        mono(&dir.join("noisy").join(name), noisy);
+        mono(&dir.join("clean").join(name), clean);
+    }
+    let info = speech("info run --format json", dir).assert().success().get_output().stdout.clone();
+    assert_eq!(json(&info)["config"]["model_cfg"]["hid_feature"], 8);
+
+    let eval = "eval --checkpoint run --clean clean --noisy noisy --format json --quiet --csv scores.csv";
+    let scores = json(&speech(eval, dir).assert().success().get_output().stdout);
+    assert_eq!(scores["clips"].as_array().unwrap().len(), 2);
+    assert_eq!(std::fs::read_to_string(dir.join("scores.csv")).unwrap().lines().count(), 3);
+
+    // Folders keep their shape, a rerun makes nothing again, and other settings are refused.
+    let enhance = "enhance noisy --out out --checkpoint run --format json --quiet";
+    let summary = |arguments: &str| json(&speech(arguments, dir).assert().success().get_output().stdout);
+    assert_eq!(summary(&format!("{enhance} --shard 1/2"))["written"], 1);
+    let all = summary(enhance);
+    assert_eq!((&all["written"], &all["already_there"]), (&1.into(), &1.into()));
+    for name in ["one.wav", "a/two.wav"] {
+        assert_eq!(read(dir.join("out").join(name)).unwrap().frames(), 24_000);
+    }
+    assert_eq!(summary(enhance)["already_there"], 2);
+    speech(&format!("{enhance} --limit 12"), dir).assert().code(1).stderr(contains("out/a/two.wav"));
+    assert_eq!(summary(&format!("{enhance} --limit 12 --overwrite"))["written"], 2);
+
+    let same = summary("metrics --clean clean --enhanced clean --format json");
+    let mean = &same["mean"];
+    assert!(mean["pesq_wb"].as_f64().unwrap() > 4.6 && mean["stoi"].as_f64().unwrap() > 0.999, "{mean}");
+    speech("metrics --clean clean --enhanced noisy", dir).assert().success().stdout(starts_with("clip"));
+    std::fs::remove_file(dir.join("noisy/one.wav")).unwrap();
+    speech("metrics --clean clean --enhanced noisy", dir)
+        .assert()
+        .code(1)
+        .stderr(contains("clean/one.wav: there is no file of this name in noisy"));
+}
+
+#[test]
+fn rate_channels_width_and_length_are_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    let (left, right) = pair(3, 1.1);
+    let stereo = Audio { sample_rate: 16_000, channels: vec![left, right] }.resampled(44_100).unwrap();
+    write_wav(&dir.join("in.wav"), &stereo, WavFormat::PCM24).unwrap();
+    speech("enhance in.wav --out out.wav --picture --quiet", dir).assert().success();
+    let spec = Reader::open(dir.join("out.wav")).unwrap().spec();
+    assert_eq!((spec.sample_rate, spec.channels, spec.format), (44_100, 2, WavFormat::PCM24));
+    assert_eq!(spec.frames, Some(stereo.frames() as u64));
+    assert!(std::fs::read(dir.join("out.png")).unwrap().starts_with(b"\x89PNG"));
+
+    // All of the recording mixed back is the recording.
+    speech("enhance in.wav --out kept.wav --limit 0.0001 --quiet", dir).assert().success();
+    let kept = read(dir.join("kept.wav")).unwrap();
+    for (a, b) in kept.channels.iter().flatten().zip(stereo.channels.iter().flatten()) {
+        assert!((a - b).abs() < 1e-4);
+    }
+}
+
+#[test]
+fn a_stream_of_raw_samples_has_as_many_samples_as_came() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    speech(&format!("train --preset semamba-stream --out live --steps 1 {TINY}"), dir).assert().success();
+    let (noisy, _) = pair(1, 0.7);
+    let bytes: Vec<u8> = noisy.iter().flat_map(|x| ((x * 32767.0) as i16).to_le_bytes()).collect();
+    for (arguments, rate) in [("--checkpoint live", 16_000), ("--checkpoint live", 8_000), ("", 16_000)] {
+        let command = format!("enhance --stream --rate {rate} {arguments}");
+        let out =
+            speech(&command, dir).write_stdin(bytes.clone()).assert().success().get_output().stdout.clone();
+        assert_eq!(out.len(), bytes.len(), "{command}");
+    }
+    speech("enhance --stream --checkpoint live", dir)
+        .write_stdin(bytes[..bytes.len() - 1].to_vec())
+        .assert()
+        .code(1)
+        .stderr(contains("in the middle of a 16 bit sample"));
+}
+
+#[test]
+fn mistakes_are_explained() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    let fails = |arguments: &str, code: i32, message: &str| {
+        speech(arguments, dir).assert().code(code).stderr(contains(message));
+    };
+    std::fs::write(dir.join("text.wav"), "no sound at all").unwrap();
+    mono(&dir.join("good.wav"), pair(1, 0.5).0);
+    fails("enhance nowhere.wav --out x.wav", 1, "nowhere.wav");
+    fails("enhance text.wav --out x.wav", 1, "text.wav: not a WAV, FLAC, Ogg Vorbis or MP3 file");
+    fails("enhance good.wav", 2, "--out");
+    fails("enhance good.wav --out x.wav --chunk 0", 2, "--chunk");
+    fails("enhance good.wav text.wav --out x.wav", 2, "many recordings need a folder");
+    fails("enhance good.wav ./good.wav --out x", 2, "would both become");
+    fails("enhance good.wav --out x.wav --checkpoint nowhere", 1, "nowhere");
+    fails("train --out r --preset huge", 2, "--preset huge: expected one of semamba");
+    fails("train --out r --set model.model_cfg.hid_feature=0", 2, "hid_feature");
+    fails("train --out r --set data.segment_size=1650", 2, "multiple of the hop");
+    fails("train --out r --clean good.wav --noise nowhere", 1, "nowhere");
+    // One bad recording does not stop the others.
+    speech("enhance good.wav text.wav --out both", dir).assert().code(1).stderr(contains("text.wav"));
+    assert!(dir.join("both/good.wav").is_file() && !dir.join("both/text.wav").exists());
+    assert!(!dir.join("x.wav").exists(), "nothing is left of what failed");
+}

@@ -1,0 +1,86 @@
+//! One module for each subcommand: its flags, and the call into the library.
+
+pub(crate) mod backtest;
+pub(crate) mod bench_table;
+pub(crate) mod eval;
+pub(crate) mod forecast;
+pub(crate) mod info;
+pub(crate) mod train;
+
+use anyhow::Result;
+use mamba_timeseries::dataset::Dataset;
+use mamba_timeseries::split::Split;
+use mamba_timeseries::table::{Table, TableOptions};
+use std::path::{Path, PathBuf};
+
+/// The bundled sample: weather of New York's airports.
+const SAMPLE: &[u8] = include_bytes!("../../samples/nyc_weather_2013.csv.gz");
+const SAMPLE_NAME: &str = "nyc_weather_2013.csv.gz";
+
+/// Where the rows come from: a file, or the bundled sample.
+pub(crate) struct Source {
+    /// The file, if one was named.
+    pub(crate) path: Option<PathBuf>,
+}
+
+impl Source {
+    /// How the table is read, with what the sample needs.
+    pub(crate) fn options(&self, options: &TableOptions) -> TableOptions {
+        match &self.path {
+            Some(_) => options.clone(),
+            None => {
+                let id = options.id.clone().or(Some("origin".into()));
+                TableOptions { id, ..options.clone() }
+            }
+        }
+    }
+
+    /// Calls `read` with the path of the table.
+    pub(crate) fn with_path<T>(&self, read: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+        if let Some(path) = &self.path {
+            return read(path);
+        }
+        let folder = std::env::temp_dir().join(format!("mamba-timeseries-{}", std::process::id()));
+        std::fs::create_dir_all(&folder)?;
+        let path = folder.join(SAMPLE_NAME);
+        let result = std::fs::write(&path, SAMPLE).map_err(anyhow::Error::from).and_then(|()| read(&path));
+        std::fs::remove_dir_all(&folder)?;
+        result
+    }
+
+    /// The whole table.
+    pub(crate) fn read(&self, options: &TableOptions) -> Result<Table> {
+        self.with_path(|path| Ok(Table::read(path, &self.options(options))?))
+    }
+
+    /// What it is called in messages.
+    pub(crate) fn name(&self) -> String {
+        let name = |path: &PathBuf| path.display().to_string();
+        self.path.as_ref().map_or_else(|| "the bundled weather of New York's airports".into(), name)
+    }
+}
+
+/// What `--split` takes: shares of training and test rows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shares(pub(crate) Split);
+
+impl std::str::FromStr for Shares {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let shares =
+            text.split_once(',').and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
+        let (train, test) = shares.ok_or("expected two numbers, for example 0.7,0.2")?;
+        Ok(Self(Split::Ratio { train, test }))
+    }
+}
+
+/// The data of a table as a checkpoint wants it.
+pub(crate) fn dataset_for(
+    table: &Table,
+    split: Split,
+    config: &mamba_timeseries::checkpoint::CheckpointConfig,
+) -> Result<Dataset> {
+    let zone = config.table.time_zone.as_deref().and_then(|zone| zone.parse().ok());
+    Ok(Dataset::new(table, split, (config.seq_len, config.pred_len), zone, Some(&config.scaler))?)
+}
