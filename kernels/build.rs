@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const MODULES: [&str; 3] = ["causal_conv1d", "norm", "selective_scan"];
+const MODULES: [&str; 4] = ["causal_conv1d", "norm", "selective_scan", "ssd"];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

@@ -22,6 +22,7 @@ fn binary(module: Module) -> &'static [u8] {
         Module::CausalConv1d => include_bytes!(concat!(env!("OUT_DIR"), "/causal_conv1d.fatbin")),
         Module::Norm => include_bytes!(concat!(env!("OUT_DIR"), "/norm.fatbin")),
         Module::SelectiveScan => include_bytes!(concat!(env!("OUT_DIR"), "/selective_scan.fatbin")),
+        Module::Ssd => include_bytes!(concat!(env!("OUT_DIR"), "/ssd.fatbin")),
     }
 }
 

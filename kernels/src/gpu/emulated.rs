@@ -47,6 +47,7 @@ impl Emulation {
                 "-shared",
                 "-U_FORTIFY_SOURCE",
                 "-ffp-contract=off",
+                "-fno-strict-aliasing",
             ]);
             command.args(["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-DMAMBA_EMULATED"]);
             command.args(std::env::var("MAMBA_EMULATION_FLAGS").unwrap_or_default().split_whitespace());

@@ -54,11 +54,12 @@ pub(crate) enum Module {
     CausalConv1d,
     Norm,
     SelectiveScan,
+    Ssd,
 }
 
 impl Module {
     #[cfg(feature = "testing")]
-    const ALL: [Self; 3] = [Self::CausalConv1d, Self::Norm, Self::SelectiveScan];
+    const ALL: [Self; 4] = [Self::CausalConv1d, Self::Norm, Self::SelectiveScan, Self::Ssd];
 
     /// Its file without extension, which begins the names of its kernels.
     pub(crate) fn name(self) -> &'static str {
@@ -66,6 +67,7 @@ impl Module {
             Self::CausalConv1d => "causal_conv1d",
             Self::Norm => "norm",
             Self::SelectiveScan => "selective_scan",
+            Self::Ssd => "ssd",
         }
     }
 }

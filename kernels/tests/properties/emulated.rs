@@ -8,7 +8,7 @@ use crate::support::{
     ARRANGEMENTS, Arrangement, Evaluated, cast, evaluate, expect_same, expect_same_bits, expect_zero_padding,
     fill_padding,
 };
-use crate::{causal_conv1d as conv, norm, selective_scan as scan};
+use crate::{causal_conv1d as conv, norm, selective_scan as scan, ssd};
 use candle_core::{DType, Result, Tensor};
 use mamba_kernels::testing::Emulation;
 use std::path::Path;
@@ -85,6 +85,14 @@ fn expect_norm(case: &norm::Case, dtypes: &[DType]) -> Result<()> {
     let x = case.inputs()?;
     let label = format!("{case:?}");
     expect_emulated(&label, &norm::NAMES, &x, &[1, 2], dtypes, |x| case.kernel(x), |x| case.reference(x))
+}
+
+fn expect_ssd(case: &ssd::Case, dtypes: &[DType]) -> Result<()> {
+    let x = case.inputs()?;
+    let label = format!("{case:?}");
+    // A, D, dt_bias, initial state
+    let parameters = [2, 5, 7, 8];
+    expect_emulated(&label, &ssd::NAMES, &x, &parameters, dtypes, |x| case.kernel(x), |x| case.reference(x))
 }
 
 #[test]
@@ -184,6 +192,111 @@ fn padding_of_emulated_scans_is_never_read() -> Result<()> {
         expect_same_bits("last state", &got[1], &want.outputs[1])?;
         for i in [0, 1, 3, 4, 6] {
             expect_zero_padding(scan::NAMES[i], &want.grads[i], &segments)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn dual_scans_of_odd_sizes_match_the_reference() -> Result<()> {
+    // More than 64 of P or N take tiles, more than 64 tokens chunks.
+    let sizes = [
+        (1, 1, (1, 1), 1, 1),
+        (2, 7, (2, 1), 3, 2),
+        (1, 65, (3, 3), 5, 16),
+        (1, 129, (4, 2), 8, 33),
+        (1, 20, (3, 1), 70, 4),
+        (1, 66, (2, 1), 2, 68),
+    ];
+    for (batch, len, heads, p, n) in sizes {
+        for reverse in [false, true] {
+            expect_ssd(&ssd::Case { reverse, ..ssd::full(batch, len, heads, p, n) }, &DTYPES[..1])?;
+        }
+        expect_ssd(&ssd::bare(batch, len, heads, p, n), &DTYPES[..1])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn dual_scans_in_half_precision_match_the_reference() -> Result<()> {
+    expect_ssd(&ssd::full(1, 70, (4, 2), 9, 18), &DTYPES[1..])?;
+    expect_ssd(&ssd::Case { weights: true, ..ssd::full(1, 20, (2, 1), 16, 8) }, &DTYPES[1..])
+}
+
+#[test]
+fn dual_scans_of_any_arrangement_and_options_match_the_reference() -> Result<()> {
+    for arrangement in ARRANGEMENTS {
+        for reverse in [false, true] {
+            let case = ssd::Case { arrangement, reverse, ..ssd::full(2, 70, (2, 1), 3, 4) };
+            expect_ssd(&case, &DTYPES[..1])?;
+            let other = ssd::Case { weights: true, limit: true, skip_per_channel: true, ..case };
+            expect_ssd(&other, &DTYPES[..1])?;
+        }
+    }
+    for bits in 0..32 {
+        let has = |bit: u32| bits >> bit & 1 == 1;
+        let case = ssd::Case {
+            skip: has(0),
+            gate: has(1),
+            bias: has(2),
+            softplus: has(3),
+            initial: has(4),
+            ..ssd::full(1, 3, (2, 1), 2, 3)
+        };
+        expect_ssd(&case, &DTYPES[..1])?;
+    }
+    Ok(())
+}
+
+/// What decays within one token leaves nothing behind, and no gradient that is not a number.
+#[test]
+fn dual_scans_that_forget_at_once_stay_finite() -> Result<()> {
+    let case = ssd::full(1, 70, (2, 1), 3, 4);
+    let mut x = case.inputs()?;
+    x[2] = (&x[2] * 1e6)?;
+    expect_emulated("fast", &ssd::NAMES, &x, &[], &DTYPES[..1], |x| case.kernel(x), |x| case.reference(x))
+}
+
+/// A single token takes a kernel of its own where no gradient is asked for.
+#[test]
+fn single_tokens_match_the_reference() -> Result<()> {
+    let Some(emulation) = emulation() else { return Ok(()) };
+    for weights in [false, true] {
+        for (heads, p, n) in [((1, 1), 1, 1), ((4, 2), 5, 70)] {
+            let whole = ssd::Case { weights, skip_per_channel: weights, ..ssd::full(3, 1, heads, p, n) };
+            for case in [whole, ssd::Case { initial: false, gate: false, ..whole }] {
+                let x = case.inputs()?;
+                let want = case.reference(&cast(&x, DType::F64)?)?;
+                let got = emulation.run(|| case.kernel(&x))?;
+                for (got, want) in got.iter().zip(&want) {
+                    mamba_kernels::testing::expect_close(&format!("{case:?}"), got, want, 5e-6)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn padding_of_emulated_dual_scans_is_never_read() -> Result<()> {
+    let Some(emulation) = emulation() else { return Ok(()) };
+    for arrangement in [Arrangement::RightPadded, Arrangement::SeqIdx, Arrangement::Nothing] {
+        let case = ssd::Case { arrangement, weights: true, ..ssd::full(2, 40, (2, 1), 5, 4) };
+        let segments = case.segments().expect("the arrangement has segments");
+        let clean = case.inputs()?;
+        let mut poisoned = clean.clone();
+        for i in [0, 1, 3, 4, 6, 9, 10] {
+            poisoned[i] = fill_padding(&clean[i], &segments, f64::NAN)?;
+        }
+        let (want, got) = emulation.run(|| {
+            let got = evaluate(&poisoned, |x| case.kernel(x))?;
+            Ok::<_, candle_core::Error>((evaluate(&clean, |x| case.kernel(x))?, got))
+        })?;
+        for (got, want) in got.outputs.iter().chain(&got.grads).zip(want.outputs.iter().chain(&want.grads)) {
+            expect_same_bits("poisoned padding", got, want)?;
+        }
+        for i in [0, 1, 3, 4, 6, 9, 10] {
+            expect_zero_padding(ssd::NAMES[i], &want.grads[i], &segments)?;
         }
     }
     Ok(())
