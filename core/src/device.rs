@@ -21,10 +21,36 @@ impl DeviceChoice {
     /// Opens the device. Only `auto` falls back to the CPU.
     pub fn open(self) -> Result<Device> {
         match self {
-            Self::Auto | Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda(_) => Err(Error::Config(format!("device {self}: this build has no CUDA support"))),
+            Self::Cpu => Ok(Device::Cpu),
+            Self::Auto => Ok(open_cuda(0).unwrap_or(Device::Cpu)),
+            Self::Cuda(number) => open_cuda(number),
         }
     }
+}
+
+#[cfg(feature = "cuda")]
+fn open_cuda(number: usize) -> Result<Device> {
+    Device::new_cuda(number).map_err(|error| {
+        let text = error.to_string();
+        let known = [
+            ("CUDA_ERROR_NO_DEVICE", "this machine has no NVIDIA GPU that the driver shows"),
+            ("CUDA_ERROR_INVALID_DEVICE", "there is no GPU of that number: nvidia-smi lists them"),
+            ("CUDA_ERROR_STUB_LIBRARY", "no NVIDIA driver is loaded"),
+            ("CUDA_ERROR_INSUFFICIENT_DRIVER", "the NVIDIA driver is too old for this build's CUDA"),
+            ("CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "driver and libcuda are of different versions"),
+            ("CUDA_ERROR_OUT_OF_MEMORY", "other programs use all of its memory"),
+        ];
+        let reason = known.iter().find(|(code, _)| text.contains(code));
+        // A backtrace may follow the first line.
+        let first = text.lines().next().unwrap_or_default();
+        let reason = reason.map_or_else(|| first.to_string(), |(code, words)| format!("{words} ({code})"));
+        Error::Config(format!("device cuda:{number}: {reason}"))
+    })
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(number: usize) -> Result<Device> {
+    Err(Error::Config(format!("device cuda:{number}: this build has no CUDA support (feature `cuda`)")))
 }
 
 impl FromStr for DeviceChoice {
@@ -78,9 +104,10 @@ mod tests {
     }
 
     #[test]
+    #[cfg(not(feature = "cuda"))]
     fn a_build_without_cuda_says_so() {
         assert!(DeviceChoice::Auto.open().unwrap().is_cpu());
         let message = DeviceChoice::Cuda(1).open().unwrap_err().to_string();
-        assert_eq!(message, "device cuda:1: this build has no CUDA support");
+        assert_eq!(message, "device cuda:1: this build has no CUDA support (feature `cuda`)");
     }
 }

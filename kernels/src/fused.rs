@@ -12,10 +12,13 @@
 //! Backward runs the same way from right to left: each `Emit` leaves its output's gradient in a cell, `Main` takes them,
 //! computes all input gradients and leaves them in the inputs' cells, and each `Tap` returns what its cell holds.
 
+use crate::gpu::{Buffer, Gpu};
 use candle_core::op::BackpropOp;
 use candle_core::{
-    CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Storage, StorageRef, Tensor, WithDType, bail,
+    CpuStorage, CustomOp1, DType, Layout, Result, Shape, Storage, StorageRef, Tensor, WithDType, bail,
 };
+#[cfg(feature = "cuda")]
+use candle_core::{CudaDevice, CudaStorage, backend::BackendDevice};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A result on its way into a tensor.
@@ -97,13 +100,15 @@ fn take(cells: &Cells, index: usize) -> Option<Tensor> {
     cells[index].lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
-fn one_element(dtype: DType) -> Result<(CpuStorage, Shape)> {
-    let storage = match dtype {
-        DType::F32 => f32::to_cpu_storage_owned(vec![0.0]),
-        DType::F64 => f64::to_cpu_storage_owned(vec![0.0]),
-        other => bail!("fused op: dtype {other:?} is not supported, expected f32 or f64"),
-    };
-    Ok((storage, Shape::from(1)))
+/// A token: its value means nothing.
+fn token() -> (CpuStorage, Shape) {
+    (f32::to_cpu_storage_owned(vec![0.0]), Shape::from(1))
+}
+
+#[cfg(feature = "cuda")]
+fn token_on(device: &CudaDevice) -> Result<(CudaStorage, Shape)> {
+    let shape = Shape::from(1);
+    Ok((device.zeros_impl(&shape, DType::F32)?, shape))
 }
 
 struct Tap {
@@ -115,19 +120,15 @@ impl CustomOp1 for Tap {
     fn name(&self) -> &'static str {
         "tap"
     }
-    fn cpu_fwd(&self, storage: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        one_element(storage_dtype(storage)?)
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        Ok(token())
+    }
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        token_on(&storage.device)
     }
     fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
         Ok(take(&self.grads, self.index))
-    }
-}
-
-fn storage_dtype(storage: &CpuStorage) -> Result<DType> {
-    match storage {
-        CpuStorage::F32(_) => Ok(DType::F32),
-        CpuStorage::F64(_) => Ok(DType::F64),
-        _ => bail!("fused op: only f32 and f64 tensors are supported on the CPU"),
     }
 }
 
@@ -143,8 +144,12 @@ impl<F: Fused> CustomOp1 for Main<F> {
     fn name(&self) -> &'static str {
         F::NAME
     }
-    fn cpu_fwd(&self, storage: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        one_element(storage_dtype(storage)?)
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        Ok(token())
+    }
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        token_on(&storage.device)
     }
     fn bwd(&self, arg: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
         let grads = (0..self.output_grads.len())
@@ -172,6 +177,14 @@ impl CustomOp1 for Emit {
         let output = self.output.lock().unwrap_or_else(PoisonError::into_inner).take();
         match output {
             Some(Output { storage: Storage::Cpu(storage), shape }) => Ok((storage, shape)),
+            _ => bail!("fused op: the output was already taken or lies on another device"),
+        }
+    }
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        let output = self.output.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match output {
+            Some(Output { storage: Storage::Cuda(storage), shape }) => Ok((storage, shape)),
             _ => bail!("fused op: the output was already taken or lies on another device"),
         }
     }
@@ -239,19 +252,49 @@ pub(crate) fn elements(inputs: &[Option<Tensor>]) -> Vec<Option<Elements<'_>>> {
     inputs.iter().map(|x| x.as_ref().map(Elements::new)).collect()
 }
 
+/// The same for memory on a GPU.
+pub(crate) fn tensors(grads: impl IntoIterator<Item = Option<Buffer>>) -> Vec<Option<Tensor>> {
+    grads.into_iter().map(|grad| grad.map(Buffer::into_tensor)).collect()
+}
+
 /// Checks that every input has the dtype and device of the first, that the dtype is one we compute in, and that the
-/// device is one we have kernels for.
+/// device is the CPU: for ops without kernels for a GPU.
 pub(crate) fn same_dtype_and_device(name: &str, inputs: &[(&str, Option<&Tensor>)]) -> Result<()> {
+    check_inputs(name, inputs, &[], false)
+}
+
+/// The same for ops that also have kernels for a GPU. Half precision, which there is on a GPU alone, is for data that
+/// belongs to tokens: `parameters` and states may be f32 beside it.
+pub(crate) fn same_dtype_and_device_or_gpu(
+    name: &str,
+    inputs: &[(&str, Option<&Tensor>)],
+    parameters: &[&str],
+) -> Result<()> {
+    check_inputs(name, inputs, parameters, true)
+}
+
+fn check_inputs(
+    name: &str,
+    inputs: &[(&str, Option<&Tensor>)],
+    parameters: &[&str],
+    gpu: bool,
+) -> Result<()> {
     let Some((_, Some(first))) = inputs.first() else { bail!("{name}: the first input is missing") };
-    if !matches!(first.dtype(), DType::F32 | DType::F64) {
-        bail!("{name}: dtype {:?} is not supported, expected f32 or f64", first.dtype());
-    }
-    if !matches!(first.device(), Device::Cpu) {
+    let gpu = gpu && Gpu::of(Some(first)).is_some();
+    if !gpu && !first.device().is_cpu() {
         bail!("{name}: there is no kernel for device {:?}", first.device().location());
+    }
+    match (first.dtype(), gpu) {
+        (DType::F32 | DType::F64, false) | (DType::F32 | DType::BF16 | DType::F16, true) => {}
+        (other, false) => bail!("{name}: dtype {other:?} is not supported, expected f32 or f64"),
+        (other, true) => {
+            bail!("{name}: dtype {other:?} is not supported on a GPU, expected f32, bf16 or f16")
+        }
     }
     for (label, x) in inputs {
         let Some(x) = x else { continue };
-        if x.dtype() != first.dtype() {
+        let f32_beside_half = is_half(first) && x.dtype() == DType::F32 && parameters.contains(label);
+        if x.dtype() != first.dtype() && !f32_beside_half {
             bail!("{name}: {label} has dtype {:?}, expected {:?}", x.dtype(), first.dtype());
         }
         if !x.device().same_device(first.device()) {
@@ -259,6 +302,18 @@ pub(crate) fn same_dtype_and_device(name: &str, inputs: &[(&str, Option<&Tensor>
         }
     }
     Ok(())
+}
+
+fn is_half(x: &Tensor) -> bool {
+    matches!(x.dtype(), DType::BF16 | DType::F16)
+}
+
+/// A parameter or state as kernels take it: half precision becomes f32, differentiably.
+pub(crate) fn full_precision(x: Option<&Tensor>) -> Result<Option<Tensor>> {
+    match x {
+        Some(x) if is_half(x) => x.to_dtype(DType::F32).map(Some),
+        x => Ok(x.cloned()),
+    }
 }
 
 /// Checks the shape of an input that may be absent.

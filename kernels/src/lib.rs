@@ -6,6 +6,7 @@ pub mod conv2d;
 pub mod cross_entropy;
 mod fused;
 pub mod gelu;
+mod gpu;
 pub mod instance_norm;
 pub mod linear;
 mod matrix;

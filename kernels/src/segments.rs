@@ -134,6 +134,12 @@ impl Segments {
         self.items.iter()
     }
 
+    /// Whether every row is one segment without padding.
+    pub(crate) fn are_whole_rows(&self) -> bool {
+        let whole = |(row, s): (usize, &Segment)| *s == Segment { row, start: 0, end: self.len };
+        self.count() == self.batch && self.iter().enumerate().all(whole)
+    }
+
     pub(crate) fn as_slice(&self) -> &[Segment] {
         &self.items
     }

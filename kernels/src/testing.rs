@@ -4,6 +4,7 @@
 //! implementation. `$MAMBA_GOLDEN` names the folder that holds them; without it, tests use the small set committed
 //! beside them.
 
+pub use crate::gpu::Emulation;
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};

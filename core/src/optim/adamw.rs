@@ -33,7 +33,9 @@ impl Default for AdamWConfig {
 
 /// The optimizer and its state: step count and two moments per parameter.
 ///
-/// f32 parameters on the CPU are updated by one fused, parallel loop; others by tensor ops. Moments are at least f32.
+/// f32 parameters on the CPU are updated by one fused, parallel loop; others by tensor ops. Moments are at least f32, and
+/// parameters in half precision have an f32 master copy that is updated in their place: steps that are smaller than the
+/// parameter's rounding add up there.
 /// A parameter without a gradient is updated as if its gradient were zero, so its moments go on decaying;
 /// [`Gradients::missing`] tells which those are.
 #[derive(Debug)]
@@ -46,6 +48,8 @@ pub struct AdamW {
 #[derive(Debug)]
 struct Slot {
     param: Param,
+    /// The parameter in f32, if it is in half precision.
+    master: Option<Var>,
     m: Var,
     v: Var,
 }
@@ -70,7 +74,10 @@ impl AdamW {
         let slot = |param: Param| {
             let dtype = if param.tensor().dtype() == DType::F64 { DType::F64 } else { DType::F32 };
             let zeros = || Var::zeros(param.tensor().shape(), dtype, param.tensor().device());
-            Ok(Slot { m: zeros()?, v: zeros()?, param })
+            let half = matches!(param.tensor().dtype(), DType::BF16 | DType::F16);
+            let copy = || Var::from_tensor(&param.tensor().detach().to_dtype(DType::F32)?);
+            let master = half.then(copy).transpose()?;
+            Ok(Slot { m: zeros()?, v: zeros()?, master, param })
         };
         let trainable = params.named().into_iter().filter(|p| p.var().is_some());
         Ok(Self { config, step: 0, slots: trainable.map(slot).collect::<Result<_>>()? })
@@ -112,22 +119,20 @@ impl AdamW {
         Ok(())
     }
 
-    /// The moments as tensors named `m/NAME` and `v/NAME`; they share memory with the optimizer.
+    /// The moments as tensors named `m/NAME` and `v/NAME`, and `master/NAME` for each parameter in half precision; they
+    /// share memory with the optimizer.
     pub fn to_tensors(&self) -> BTreeMap<String, Tensor> {
-        let moments = |slot: &Slot| {
+        let named = self.slots.iter().flat_map(|slot| {
             let name = slot.param.name();
-            [
-                (format!("m/{name}"), slot.m.as_detached_tensor()),
-                (format!("v/{name}"), slot.v.as_detached_tensor()),
-            ]
-        };
-        self.slots.iter().flat_map(moments).collect()
+            slot.vars().map(move |(kind, var)| (format!("{kind}/{name}"), var.as_detached_tensor()))
+        });
+        named.collect()
     }
 
     /// Takes back what [`to_tensors`](Self::to_tensors) gave, bit for bit; other entries are ignored.
     pub fn restore(&mut self, tensors: &BTreeMap<String, Tensor>, step: u64) -> crate::Result<()> {
         for slot in &self.slots {
-            for (prefix, var) in [("m", &slot.m), ("v", &slot.v)] {
+            for (prefix, var) in slot.vars() {
                 let name = format!("{prefix}/{}", slot.param.name());
                 let value = tensors.get(&name);
                 let value =
@@ -141,6 +146,12 @@ impl AdamW {
 }
 
 impl Slot {
+    /// What is saved, by kind.
+    fn vars(&self) -> impl Iterator<Item = (&'static str, &Var)> {
+        let master = self.master.iter().map(|var| ("master", var));
+        [("m", &self.m), ("v", &self.v)].into_iter().chain(master)
+    }
+
     fn update(&self, grad: &Tensor, f: Factors) -> Result<()> {
         let Some(var) = self.param.var() else { return Ok(()) };
         if !on_host_f32(var) {
@@ -163,10 +174,14 @@ impl Slot {
         let m = ((self.m.as_detached_tensor() * f.beta1)? + (&g * (1.0 - f.beta1))?)?;
         let v = ((self.v.as_detached_tensor() * f.beta2)? + (g.sqr()? * (1.0 - f.beta2))?)?;
         let denominator = ((v.sqrt()? / f.v_root)? + f.eps)?;
-        let p = (var.as_detached_tensor().to_dtype(self.m.dtype())? * f.shrink)?;
+        let now = self.master.as_ref().unwrap_or(var).as_detached_tensor();
+        let p = (now.to_dtype(self.m.dtype())? * f.shrink)?;
         let p = (p - ((&m / denominator)? * f.step_size)?)?;
         self.m.set(&m)?;
         self.v.set(&v)?;
+        if let Some(master) = &self.master {
+            master.set(&p)?;
+        }
         var.set(&p.to_dtype(var.dtype())?)
     }
 }
@@ -250,6 +265,20 @@ mod tests {
         optimizer.step(&grads, 0.1)?;
         let expected = by_hand(-1.0, &[1.0, 0.0], 0.1, 0.0);
         assert!((as_f64(&b)?[0] - expected).abs() < 1e-6);
+        Ok(())
+    }
+
+    #[test]
+    fn steps_below_the_rounding_of_bf16_add_up_in_the_master_copy() -> crate::Result<()> {
+        let (params, w, _) = model(DType::BF16)?;
+        let mut optimizer = AdamW::new(&params, AdamWConfig { weight_decay: 0.0, ..CONFIG })?;
+        // bf16 has steps of 2^-7 below 2; each update is 2e-4.
+        for _ in 0..100 {
+            optimizer.step(&Gradients::of(&w.sum_all()?, &params)?, 2e-4)?;
+        }
+        let master = as_f64(&optimizer.to_tensors()["master/w"])?;
+        assert!(master.iter().all(|p| (p - 1.98).abs() < 1e-4), "{master:?}");
+        assert_eq!(as_f64(&w)?, [1.9765625; 3]);
         Ok(())
     }
 

@@ -6,12 +6,16 @@
 //!
 //! where tokens before a segment's first come from its initial state, or are zero.
 
-use crate::fused::{self, Elements, Fused, Output, elements, expect_shape, like_inputs, with_element_type};
+use crate::fused::{
+    self, Elements, Fused, Output, elements, expect_shape, full_precision, like_inputs, with_element_type,
+};
+use crate::gpu::Gpu;
 use crate::segments::Segments;
 use crate::simd::Real;
 use candle_core::{Result, Tensor, bail};
 
 mod cpu;
+mod cuda;
 pub mod reference;
 
 /// The widest kernel there is code for.
@@ -108,7 +112,8 @@ impl<'a> CausalConv1d<'a> {
         let segments = self.resolved_segments();
         let Self { silu, reverse, .. } = self;
         let op = Op { d, width, segments, silu, reverse, with_state };
-        fused::apply(op, &[Some(self.x), Some(self.weight), self.bias, self.initial_state])
+        let (weight, bias) = (full_precision(Some(self.weight))?, full_precision(self.bias)?);
+        fused::apply(op, &[Some(self.x), weight.as_ref(), bias.as_ref(), self.initial_state])
     }
 
     fn resolved_segments(&self) -> Segments {
@@ -127,7 +132,7 @@ impl<'a> CausalConv1d<'a> {
             ("bias", self.bias),
             ("initial_state", self.initial_state),
         ];
-        fused::same_dtype_and_device(NAME, &inputs)?;
+        fused::same_dtype_and_device_or_gpu(NAME, &inputs, &["weight", "bias"])?;
         let &[batch, len, d] = self.x.dims() else {
             bail!("{NAME}: x has shape {:?}, expected (batch, len, channels)", self.x.dims())
         };
@@ -227,6 +232,9 @@ impl Fused for Op {
     const NAME: &'static str = "causal_conv1d";
 
     fn forward(&self, inputs: &[Option<Tensor>], _: bool) -> Result<(Vec<Output>, ())> {
+        if let Some(gpu) = Gpu::of(inputs[0].as_ref()) {
+            return Ok((cuda::forward(&gpu, self, inputs)?, ()));
+        }
         with_element_type!(inputs, T => Ok((self.forward_cpu::<T>(inputs)?, ())))
     }
 
@@ -236,6 +244,9 @@ impl Fused for Op {
         (): &(),
         grads: &[Option<Tensor>],
     ) -> Result<Vec<Option<Tensor>>> {
+        if let Some(gpu) = Gpu::of(inputs[0].as_ref()) {
+            return cuda::backward(&gpu, self, inputs, grads);
+        }
         with_element_type!(inputs, T => self.backward_cpu::<T>(inputs, grads))
     }
 }

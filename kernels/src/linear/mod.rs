@@ -33,13 +33,38 @@ pub mod reference;
 /// Shapes, dtypes or devices that do not fit, with the offending argument and what was expected.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, parts: &[usize]) -> Result<Vec<Tensor>> {
     let d_in = check(x, weight, bias, parts)?;
+    if !x.device().is_cpu() {
+        return on_gpu(x, weight, bias, parts);
+    }
     fused::apply(Op { parts: parts.to_vec(), d_in }, &[Some(x), Some(weight), bias])
+}
+
+/// On a GPU the vendor's library multiplies: once for each part, of which the weight is split and not the result.
+fn on_gpu(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, parts: &[usize]) -> Result<Vec<Tensor>> {
+    let mut dims = x.dims().to_vec();
+    let d_in = dims.pop().unwrap_or(1);
+    let rows = x.reshape(((), d_in))?;
+    let mut start = 0;
+    let mut outputs = Vec::with_capacity(parts.len());
+    for &part in parts {
+        let mut y = rows.matmul(&weight.narrow(0, start, part)?.t()?)?; // (rows, part)
+        if let Some(bias) = bias {
+            y = y.broadcast_add(&bias.narrow(0, start, part)?)?;
+        }
+        outputs.push(y.reshape([dims.as_slice(), &[part]].concat())?);
+        start += part;
+    }
+    Ok(outputs)
 }
 
 /// Checks every argument and returns the number of input channels.
 fn check(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, parts: &[usize]) -> Result<usize> {
     const NAME: &str = "linear";
-    fused::same_dtype_and_device(NAME, &[("x", Some(x)), ("weight", Some(weight)), ("bias", bias)])?;
+    let inputs = [("x", Some(x)), ("weight", Some(weight)), ("bias", bias)];
+    match x.device().is_cpu() {
+        true => fused::same_dtype_and_device(NAME, &inputs)?,
+        false => fused::same_dtype_and_device_or_gpu(NAME, &inputs, &[])?,
+    }
     let d_in = x.dim(D::Minus1)?;
     let d_out = check_parts(NAME, d_in, parts)?;
     expect_shape(NAME, "weight", Some(weight), &[d_out, d_in])?;

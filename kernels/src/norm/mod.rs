@@ -8,11 +8,15 @@
 //! y = (n · weight + bias) · silu(z)                   (if there is a gate, applied after the norm)
 //! ```
 
-use crate::fused::{self, Elements, Fused, Output, elements, expect_shape, like_inputs, with_element_type};
+use crate::fused::{
+    self, Elements, Fused, Output, elements, expect_shape, full_precision, like_inputs, with_element_type,
+};
+use crate::gpu::Gpu;
 use crate::simd::Real;
 use candle_core::{D, Result, Tensor, bail};
 
 mod cpu;
+mod cuda;
 pub mod reference;
 
 /// What is divided out.
@@ -119,7 +123,8 @@ impl<'a> Norm<'a> {
         let group = self.check()?;
         let Self { kind, eps, norm_before_gate, .. } = self;
         let op = Op { kind, eps, norm_before_gate, group, with_residual };
-        fused::apply(op, &[Some(self.x), Some(self.weight), self.bias, self.residual, self.z])
+        let (weight, bias) = (full_precision(Some(self.weight))?, full_precision(self.bias)?);
+        fused::apply(op, &[Some(self.x), weight.as_ref(), bias.as_ref(), self.residual, self.z])
     }
 
     /// Checks every argument and returns the group size.
@@ -132,7 +137,7 @@ impl<'a> Norm<'a> {
             ("residual", self.residual),
             ("z", self.z),
         ];
-        fused::same_dtype_and_device(NAME, &inputs)?;
+        fused::same_dtype_and_device_or_gpu(NAME, &inputs, &["weight", "bias"])?;
         let d = self.x.dim(D::Minus1)?;
         expect_shape(NAME, "weight", Some(self.weight), &[d])?;
         expect_shape(NAME, "bias", self.bias, &[d])?;
@@ -201,6 +206,9 @@ impl Fused for Op {
     const NAME: &'static str = "norm";
 
     fn forward(&self, inputs: &[Option<Tensor>], _: bool) -> Result<(Vec<Output>, ())> {
+        if let Some(gpu) = Gpu::of(inputs[0].as_ref()) {
+            return Ok((cuda::forward(&gpu, self, inputs)?, ()));
+        }
         with_element_type!(inputs, T => Ok((self.forward_cpu::<T>(inputs)?, ())))
     }
 
@@ -210,6 +218,9 @@ impl Fused for Op {
         (): &(),
         grads: &[Option<Tensor>],
     ) -> Result<Vec<Option<Tensor>>> {
+        if let Some(gpu) = Gpu::of(inputs[0].as_ref()) {
+            return cuda::backward(&gpu, self, inputs, grads);
+        }
         with_element_type!(inputs, T => self.backward_cpu::<T>(inputs, grads))
     }
 }

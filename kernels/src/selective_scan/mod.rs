@@ -11,12 +11,16 @@
 //! The state, `(B, L, D, N)` over all steps, is never written down. Forward keeps it at the first step of each chunk,
 //! and backward recomputes it inside the chunk; the chunk grows with `d_state`, so that this stays O(B·L·D).
 
-use crate::fused::{self, Elements, Fused, Output, elements, expect_shape, like_inputs, with_element_type};
+use crate::fused::{
+    self, Elements, Fused, Output, elements, expect_shape, full_precision, like_inputs, with_element_type,
+};
+use crate::gpu::Gpu;
 use crate::segments::Segments;
 use crate::simd::Real;
 use candle_core::{Result, Tensor, bail};
 
 mod cpu;
+mod cuda;
 pub mod reference;
 
 /// The arguments of a selective scan. `B` and `C` may vary with the token or be constant.
@@ -162,16 +166,21 @@ impl<'a> SelectiveScan<'a> {
             with_state,
             chunk: self.chunk_size.unwrap_or(2 * dims.n).max(if self.chunk_size.is_some() { 1 } else { 32 }),
         };
+        let a = full_precision(Some(self.a))?;
+        let b = if dims.b_groups == 0 { full_precision(Some(self.b))? } else { Some(self.b.clone()) };
+        let c = if dims.c_groups == 0 { full_precision(Some(self.c))? } else { Some(self.c.clone()) };
+        let (d, bias) = (full_precision(self.d)?, full_precision(self.delta_bias)?);
+        let initial = full_precision(self.initial_state)?;
         let inputs = [
             Some(self.u),
             Some(self.delta),
-            Some(self.a),
-            Some(self.b),
-            Some(self.c),
-            self.d,
+            a.as_ref(),
+            b.as_ref(),
+            c.as_ref(),
+            d.as_ref(),
             self.z,
-            self.delta_bias,
-            self.initial_state,
+            bias.as_ref(),
+            initial.as_ref(),
         ];
         fused::apply(op, &inputs)
     }
@@ -190,7 +199,11 @@ impl<'a> SelectiveScan<'a> {
             ("delta_bias", self.delta_bias),
             ("initial_state", self.initial_state),
         ];
-        fused::same_dtype_and_device(NAME, &inputs)?;
+        // B and C are parameters where they are constant.
+        let constant = |x: &Tensor, label| if x.rank() == 2 { label } else { "A" };
+        let parameters =
+            ["A", "D", "delta_bias", "initial_state", constant(self.b, "B"), constant(self.c, "C")];
+        fused::same_dtype_and_device_or_gpu(NAME, &inputs, &parameters)?;
         let &[batch, len, d] = self.u.dims() else {
             bail!("{NAME}: u has shape {:?}, expected (batch, len, d_inner)", self.u.dims())
         };
@@ -357,6 +370,9 @@ impl Fused for Op {
     const NAME: &'static str = "selective_scan";
 
     fn forward(&self, inputs: &[Option<Tensor>], track: bool) -> Result<(Vec<Output>, Self::Saved)> {
+        if let Some(gpu) = Gpu::of(inputs[0].as_ref()) {
+            return cuda::forward(&gpu, self, inputs, track);
+        }
         with_element_type!(inputs, T => self.forward_cpu::<T>(inputs, track))
     }
 
@@ -367,6 +383,9 @@ impl Fused for Op {
         grads: &[Option<Tensor>],
     ) -> Result<Vec<Option<Tensor>>> {
         let Some(saved) = saved else { bail!("selective_scan: backward without saved states") };
+        if let Some(gpu) = Gpu::of(inputs[0].as_ref()) {
+            return cuda::backward(&gpu, self, inputs, saved, grads);
+        }
         with_element_type!(inputs, T => self.backward_cpu::<T>(inputs, saved, grads))
     }
 }

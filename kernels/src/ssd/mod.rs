@@ -15,12 +15,16 @@
 //!
 //! Memory: one state for each chunk; never the states of all tokens.
 
-use crate::fused::{self, Elements, Fused, Output, elements, expect_shape, like_inputs, with_element_type};
+use crate::fused::{
+    self, Elements, Fused, Output, elements, expect_shape, full_precision, like_inputs, with_element_type,
+};
+use crate::gpu::Gpu;
 use crate::segments::Segments;
 use crate::simd::Real;
 use candle_core::{Result, Tensor, bail};
 
 mod cpu;
+mod cuda;
 pub mod reference;
 
 const NAME: &str = "ssd";
@@ -198,16 +202,18 @@ impl<'a> Ssd<'a> {
             with_state,
             chunk: self.chunk_size.unwrap_or(dims.n.clamp(64, 128)).min(longest.max(1)),
         };
+        let (a, d) = (full_precision(Some(self.a))?, full_precision(self.d)?);
+        let (bias, initial) = (full_precision(self.dt_bias)?, full_precision(self.initial_state)?);
         let inputs = [
             Some(self.x),
             Some(self.dt),
-            Some(self.a),
+            a.as_ref(),
             Some(self.b),
             Some(self.c),
-            self.d,
+            d.as_ref(),
             self.z,
-            self.dt_bias,
-            self.initial_state,
+            bias.as_ref(),
+            initial.as_ref(),
             self.weights.map(|w| w.0),
             self.weights.map(|w| w.1),
         ];
@@ -229,7 +235,7 @@ impl<'a> Ssd<'a> {
             ("into_state", self.weights.map(|w| w.0)),
             ("into_output", self.weights.map(|w| w.1)),
         ];
-        fused::same_dtype_and_device(NAME, &inputs)?;
+        fused::same_dtype_and_device_or_gpu(NAME, &inputs, &["A", "D", "dt_bias", "initial_state"])?;
         let &[batch, len, h, p] = self.x.dims() else {
             bail!("{NAME}: x has shape {:?}, expected (batch, len, heads, headdim)", self.x.dims())
         };
@@ -409,6 +415,9 @@ impl Fused for Op {
     const NAME: &'static str = NAME;
 
     fn forward(&self, inputs: &[Option<Tensor>], track: bool) -> Result<(Vec<Output>, Self::Saved)> {
+        if let Some(gpu) = Gpu::of(inputs[0].as_ref()) {
+            return cuda::forward(&gpu, self, inputs, track);
+        }
         with_element_type!(inputs, T => self.forward_cpu::<T>(inputs, track))
     }
 
@@ -419,6 +428,9 @@ impl Fused for Op {
         grads: &[Option<Tensor>],
     ) -> Result<Vec<Option<Tensor>>> {
         let Some(saved) = saved else { bail!("{NAME}: backward without saved states") };
+        if let Some(gpu) = Gpu::of(inputs[0].as_ref()) {
+            return cuda::backward(&gpu, self, inputs, saved, grads);
+        }
         with_element_type!(inputs, T => self.backward_cpu::<T>(inputs, saved, grads))
     }
 }

@@ -75,7 +75,7 @@ impl Case {
         Ok(vec![y, last])
     }
 
-    fn reference(&self, x: &[Tensor]) -> Result<Vec<Tensor>> {
+    pub(crate) fn reference(&self, x: &[Tensor]) -> Result<Vec<Tensor>> {
         let segments = self.segments();
         let (y, last) = reference::causal_conv1d(&self.conv(x, segments.as_ref()))?;
         Ok(vec![y, last])

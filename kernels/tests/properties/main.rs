@@ -5,6 +5,7 @@ mod causal_conv1d;
 mod compact;
 mod conv2d;
 mod cross_entropy;
+mod emulated;
 mod gelu;
 mod instance_norm;
 mod linear;

@@ -65,7 +65,7 @@ impl Case {
         Ok(vec![y, sum])
     }
 
-    fn reference(&self, x: &[Tensor]) -> Result<Vec<Tensor>> {
+    pub(crate) fn reference(&self, x: &[Tensor]) -> Result<Vec<Tensor>> {
         let (y, sum) = reference::norm(&self.norm(x))?;
         Ok(vec![y, sum])
     }

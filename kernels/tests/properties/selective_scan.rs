@@ -138,7 +138,7 @@ impl Case {
     }
 
     /// Output and last state by the reference.
-    fn reference(&self, x: &[Tensor]) -> Result<Vec<Tensor>> {
+    pub(crate) fn reference(&self, x: &[Tensor]) -> Result<Vec<Tensor>> {
         let segments = self.segments();
         let (y, last) = reference::selective_scan(&self.scan(x, segments.as_ref()))?;
         Ok(vec![y, last])

@@ -72,7 +72,7 @@ pub(crate) fn full(batch: usize, len: usize, (heads, groups): (usize, usize), p:
 }
 
 /// Only what must be there.
-fn bare(batch: usize, len: usize, (heads, groups): (usize, usize), p: usize, n: usize) -> Case {
+pub(crate) fn bare(batch: usize, len: usize, (heads, groups): (usize, usize), p: usize, n: usize) -> Case {
     Case {
         skip: false,
         gate: false,
@@ -84,7 +84,7 @@ fn bare(batch: usize, len: usize, (heads, groups): (usize, usize), p: usize, n: 
 }
 
 impl Case {
-    fn segments(&self) -> Option<Segments> {
+    pub(crate) fn segments(&self) -> Option<Segments> {
         self.arrangement.segments(self.batch, self.len)
     }
 
@@ -149,7 +149,7 @@ impl Case {
     }
 
     /// Output and last state by the reference.
-    fn reference(&self, x: &[Tensor]) -> Result<Vec<Tensor>> {
+    pub(crate) fn reference(&self, x: &[Tensor]) -> Result<Vec<Tensor>> {
         let segments = self.segments();
         let (y, last) = reference::ssd(&self.scan(x, segments.as_ref()))?;
         Ok(vec![y, last])

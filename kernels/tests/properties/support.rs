@@ -9,6 +9,8 @@ use mamba_kernels::{Segment, Segments};
 pub(crate) fn tolerances(dtype: DType) -> (f64, f64) {
     match dtype {
         DType::F64 => (1e-10, 1e-10),
+        DType::F16 => (3e-3, 5e-3),
+        DType::BF16 => (3e-2, 5e-2),
         _ => (5e-6, 2e-5),
     }
 }
@@ -31,10 +33,12 @@ pub(crate) fn evaluate(x: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Vec<Tensor>
 
 /// Σ output · cotangent.
 pub(crate) fn weighted_sum(outputs: &[Tensor]) -> Result<Tensor> {
-    let mut sum = Tensor::zeros((), outputs[0].dtype(), &Device::Cpu)?;
+    // Half precision is summed in f32.
+    let dtype = if outputs[0].dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    let mut sum = Tensor::zeros((), dtype, &Device::Cpu)?;
     for (i, y) in outputs.iter().enumerate().filter(|(_, y)| y.elem_count() > 0) {
-        let cotangent = pseudo_random(y.dims(), 1000 + i as u64, DType::F32)?.to_dtype(y.dtype())?;
-        sum = (sum + (y * cotangent)?.sum_all()?)?;
+        let cotangent = pseudo_random(y.dims(), 1000 + i as u64, DType::F32)?.to_dtype(dtype)?;
+        sum = (sum + (y.to_dtype(dtype)? * cotangent)?.sum_all()?)?;
     }
     Ok(sum)
 }

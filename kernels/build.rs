@@ -1,0 +1,71 @@
+//! Compiles the CUDA kernels under feature `cuda`; does nothing without it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const MODULES: [&str; 4] = ["causal_conv1d", "norm", "selective_scan", "ssd"];
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    if std::env::var_os("CARGO_FEATURE_CUDA").is_none() {
+        return;
+    }
+    for variable in ["NVCC", "CUDA_HOME"] {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
+    println!("cargo::rerun-if-changed=cuda");
+    if let Err(problem) = compile() {
+        println!("cargo::error={problem}");
+    }
+}
+
+fn compile() -> Result<(), String> {
+    let output = PathBuf::from(std::env::var("OUT_DIR").map_err(|error| error.to_string())?);
+    let nvcc = nvcc().ok_or(
+        "feature `cuda` needs the compiler nvcc, which is neither in $CUDA_HOME/bin nor on the PATH: see kernels/cuda/README.md",
+    )?;
+    println!("cargo::rustc-env=MAMBA_NVCC_VERSION={}", version(&nvcc));
+    for module in MODULES {
+        let source = Path::new("cuda").join(module).with_extension("cu");
+        // Code for A100 and H100, and portable code that drivers compile for what comes after them. A register that is
+        // spilled to memory is an error.
+        let done = Command::new(&nvcc)
+            .args(["-std=c++17", "-O3", "-fatbin"])
+            .args(["-gencode", "arch=compute_80,code=sm_80"])
+            .args(["-gencode", "arch=compute_90,code=sm_90"])
+            .args(["-gencode", "arch=compute_90,code=compute_90"])
+            .args(["-Xptxas", "--warn-on-spills,--warning-as-error"])
+            .arg(&source)
+            .arg("-o")
+            .arg(output.join(module).with_extension("fatbin"))
+            .output()
+            .map_err(|error| format!("{} does not start: {error}", nvcc.display()))?;
+        if !done.status.success() {
+            let text = String::from_utf8_lossy(&done.stderr);
+            for line in text.lines() {
+                println!("cargo::warning={line}");
+            }
+            return Err(format!("nvcc refused {}", source.display()));
+        }
+    }
+    Ok(())
+}
+
+/// `$NVCC`, else the one of `$CUDA_HOME`, else the first on the PATH.
+fn nvcc() -> Option<PathBuf> {
+    if let Some(nvcc) = std::env::var_os("NVCC") {
+        return Some(nvcc.into());
+    }
+    let home = std::env::var_os("CUDA_HOME").map(|home| Path::new(&home).join("bin"));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut folders = home.into_iter().chain(std::env::split_paths(&path));
+    folders.find_map(|folder| Some(folder.join("nvcc")).filter(|nvcc| nvcc.is_file()))
+}
+
+/// `13.0`, or `unknown`.
+fn version(nvcc: &Path) -> String {
+    let text = Command::new(nvcc).arg("--version").output().map(|done| done.stdout).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let release = text.split("release ").nth(1).and_then(|rest| rest.split(',').next());
+    release.unwrap_or("unknown").trim().to_string()
+}
