@@ -82,6 +82,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 
+    /// File for the predictions of the test sequences (.parquet, .csv, .tsv) [default: predictions.parquet in --out]
+    #[arg(long, value_name = "PATH", help_heading = "Data")]
+    predictions: Option<PathBuf>,
+
     /// Go on where the run in --out was saved
     #[arg(long)]
     resume: bool,
@@ -189,6 +193,10 @@ impl Args {
 
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let device = args.common.start()?;
+    if let Some(path) = &args.predictions {
+        // Hours of training should not end at a wrong name.
+        job::Format::from_path(path).map_err(|e| mamba_core::Error::Config(e.to_string()))?;
+    }
     let loaded = args.checkpoint.as_deref().map(checkpoint::load_dir).transpose()?;
     let cfg = args.resolve(loaded.as_ref())?;
     let console = Console::new(args.common.format, args.common.quiet);
@@ -260,12 +268,12 @@ impl Run<'_> {
         let valid = Examples::new(valid, &target)?;
         let test_examples = Examples::new(test.clone(), &target)?;
 
+        let params = cfg.params(self.loaded.clone(), self.args.common.dtype(), &self.device)?;
+        let mut task = Finetuning::new(&cfg, &target, &train, &valid, params)?;
         let folder = match self.args.resume {
             true => RunFolder::resume(out)?,
             false => RunFolder::create(out).hint("--resume goes on with it")?,
         };
-        let params = cfg.params(self.loaded.clone(), self.args.common.dtype(), &self.device)?;
-        let mut task = Finetuning::new(&cfg, &target, &train, &valid, params)?;
         let parameters = train::Task::params(&task).count();
         let trained: usize = train::Task::params(&task).vars().iter().map(|var| var.elem_count()).sum();
         console.note(&format!("{parameters} parameters, of which {trained} are trained; {} steps", cfg.train.steps));
@@ -308,6 +316,14 @@ impl Run<'_> {
         Ok(Some(trained))
     }
 
+    /// Where predictions go: of a fold, into its folder.
+    fn predictions(&self, out: &Path) -> PathBuf {
+        match &self.args.predictions {
+            Some(path) if out == self.args.out => path.clone(),
+            _ => out.join("predictions.parquet"),
+        }
+    }
+
     /// Report, predictions and picture, each whole or not at all.
     fn write(&self, trained: &Trained, out: &Path) -> Result<()> {
         checkpoint::write_json(&out.join("report.json"), &trained.json())?;
@@ -315,7 +331,7 @@ impl Run<'_> {
             plot::save(&out.join("report.svg"), ReportPicture::SIZE, &ReportPicture(report))?;
         }
         match &trained.held_out {
-            Some(held_out) => write_predictions(&trained.target, held_out, &out.join("predictions.parquet")),
+            Some(held_out) => write_predictions(&trained.target, held_out, &self.predictions(out)),
             None => Ok(()),
         }
     }
@@ -349,7 +365,7 @@ impl Run<'_> {
         let summary = json!({ "folds": folds, "pooled": report });
         checkpoint::write_json(&out.join("report.json"), &summary)?;
         plot::save(&out.join("report.svg"), ReportPicture::SIZE, &ReportPicture(&report))?;
-        write_predictions(&target, &all, &out.join("predictions.parquet"))?;
+        write_predictions(&target, &all, &self.predictions(out))?;
         if self.args.common.format == Format::Json {
             println!("{summary}");
         } else {

@@ -14,6 +14,7 @@ pub use model::{
 };
 pub use picture::ReportPicture;
 pub use predictor::Predictor;
+pub(crate) use predictor::merge_adapters;
 pub use report::Report;
 pub use target::{Kind, Target};
 
@@ -171,10 +172,12 @@ impl Default for SplitConfig {
 }
 
 impl FinetuneConfig {
-    /// On a given body, with settings for a model that is already trained.
+    /// On a given body, with settings for a model that is already trained. Of one that was fine-tuned before, pooling,
+    /// strands and stem are taken over.
     pub fn of_body(mut model: CaduceusConfig) -> Self {
-        // What a model fine-tuned before said about its head.
-        [predictor::KEY, "id2label"].iter().for_each(|key| drop(model.other.remove(*key)));
+        let before = model.other.remove(predictor::KEY);
+        model.other.remove("id2label");
+        let head = before.and_then(|before| serde_json::from_value(before.get("head")?.clone()).ok());
         let train = TrainConfig {
             batch_size: 32,
             learning_rate: 1e-3,
@@ -183,8 +186,8 @@ impl FinetuneConfig {
             patience: Some(10),
             ..TrainConfig::default()
         };
-        let (head, task, data) = (HeadConfig::default(), TaskConfig::default(), SplitConfig::default());
-        Self { model, head, task, train, data }
+        let (task, data) = (TaskConfig::default(), SplitConfig::default());
+        Self { model, head: head.unwrap_or_default(), task, train, data }
     }
 
     /// From scratch: a size of [`CaduceusConfig::preset`], or `motif`, two blocks of 64 channels behind convolutions, with
@@ -231,14 +234,15 @@ impl FinetuneConfig {
         Err(Error::Config(problem))
     }
 
-    /// Sets steps and evaluations by the epochs over `sequences`: an evaluation after each, or after each 200 steps where
-    /// there are fewer.
+    /// Sets steps and evaluations by the epochs over `sequences`: an evaluation after each, but not in fewer than 20 steps or
+    /// more than 200; the warm-up is at most a fifth of the steps.
     pub fn set_steps(&mut self, sequences: usize) {
         if let Some(epochs) = self.task.epochs {
             let per_step = self.train.batch_size.max(1) * self.train.accumulate.max(1);
             let per_epoch = sequences as f64 / per_step as f64;
             self.train.steps = ((epochs * per_epoch).ceil() as u64).max(1);
-            self.train.eval_every = (per_epoch.round() as u64).clamp(1, 200);
+            self.train.eval_every = (per_epoch.round() as u64).clamp(20, 200);
+            self.train.warmup = self.train.warmup.min(self.train.steps / 5);
         }
     }
 
@@ -256,8 +260,9 @@ impl FinetuneConfig {
         let params = match checkpoint {
             None => Params::fresh(seed, dtype, device),
             Some(checkpoint) => {
+                let tensors = merge_adapters(&checkpoint.config, checkpoint.tensors)?;
                 // Another task's head is of no use.
-                let tensors = checkpoint.tensors.into_iter().filter(|(name, _)| !name.starts_with("score."));
+                let tensors = tensors.into_iter().filter(|(name, _)| !name.starts_with("score."));
                 Params::trainable(tensors, seed, dtype, device)
             }
         };
@@ -335,7 +340,7 @@ impl<'a> Finetuning<'a> {
     /// A run from `params`, made by [`FinetuneConfig::params`].
     ///
     /// # Errors
-    /// Settings that make no model, checkpoints that do not fit it.
+    /// Settings that make no model, checkpoints that do not fit it, a metric that the validation sequences do not define.
     pub fn new(
         cfg: &'a FinetuneConfig,
         target: &'a Target,
@@ -350,6 +355,23 @@ impl<'a> Finetuning<'a> {
             (Target::Classes { names }, true) => balanced(names.len(), train.labels()),
             _ => vec![1.0; target.outputs()],
         };
+        // Of predictions that vary: what is not defined then never is.
+        let defined = match target {
+            Target::Classes { names } => {
+                let labels: Vec<usize> = valid.labels().iter().map(|&label| label as usize).collect();
+                metrics::of_classes(names.len(), &labels, &vec![vec![1.0; names.len()]; labels.len()])
+            }
+            Target::Value { .. } => {
+                let values: Vec<f64> = (0..valid.len()).map(|i| i as f64).collect();
+                metrics::of_values(valid.labels(), &values)
+            }
+        };
+        let metric = cfg.metric();
+        if !valid.is_empty() && metric != Chosen::Loss && !defined.contains_key(metric.name()) {
+            let name = metric.name();
+            let message = format!("{name} is not defined on validation sequences without all labels; --metric loss");
+            return Err(Error::Config(message));
+        }
         let device = params.device().clone();
         Ok(Self { cfg, target, train, valid, params, model, weights, order: (u64::MAX, Vec::new()), device })
     }

@@ -8,7 +8,11 @@ use mamba_core::{Error, LoraConfig, Params, Result, checkpoint, lora};
 use mamba_datasets::job::{Fingerprint, sha256_file};
 use mamba_datasets::{Layout, Limits, batches};
 use serde::Deserialize;
+use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::Path;
+
+type Tensors = BTreeMap<String, candle_core::Tensor>;
 
 /// The key of `config.json` under which a fine-tuned model says what it is.
 pub(super) const KEY: &str = "finetune";
@@ -17,11 +21,9 @@ const BATCH_TOKENS: usize = 16_384;
 
 /// What stands under [`KEY`].
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Saved {
     head: HeadConfig,
     target: Target,
-    lora: Option<LoraConfig>,
 }
 
 /// A fine-tuned model. Its heart, [`Predictor::predict`], is a pure function from sequences to probabilities or values.
@@ -48,15 +50,7 @@ impl Predictor {
             .map_err(|e| wrong(format!("{}: {KEY}: {e}", checkpoint::CONFIG)))?;
         let cfg: CaduceusConfig = loaded.parse_config()?;
         cfg.validate()?;
-        let mut tensors = loaded.tensors;
-        if let Some(cfg) = &saved.lora {
-            let (adapters, mut weights): (Vec<_>, std::collections::BTreeMap<_, _>) = {
-                let (a, w): (Vec<_>, Vec<_>) = tensors.into_iter().partition(|(name, _)| name.contains(".lora_"));
-                (a, w.into_iter().collect())
-            };
-            lora::merge(&mut weights, &adapters.into_iter().collect(), cfg)?;
-            tensors = weights;
-        }
+        let tensors = merge_adapters(&loaded.config, loaded.tensors)?;
         let params = Params::frozen(tensors, dtype, device);
         let model = SequenceModel::new(&cfg, &saved.head, saved.target.outputs(), &params.builder());
         let model = model.map_err(|e| wrong(e.to_string()))?;
@@ -90,6 +84,19 @@ impl Predictor {
             })
             .collect())
     }
+}
+
+/// The weights of a checkpoint with the adapters, which its config tells of, added to them.
+pub(crate) fn merge_adapters(config: &Value, tensors: Tensors) -> Result<Tensors> {
+    let cfg = match config.pointer(&format!("/{KEY}/lora")) {
+        None | Some(Value::Null) => return Ok(tensors),
+        Some(cfg) => serde_json::from_value::<LoraConfig>(cfg.clone()),
+    };
+    let cfg = cfg.map_err(|e| Error::Config(format!("{} of the checkpoint: {KEY}.lora: {e}", checkpoint::CONFIG)))?;
+    let (adapters, mut weights): (Tensors, Tensors) =
+        tensors.into_iter().partition(|(name, _)| name.contains(".lora_"));
+    lora::merge(&mut weights, &adapters, &cfg)?;
+    Ok(weights)
 }
 
 /// What the model gives for each sequence, in order; in several passes of like lengths.
