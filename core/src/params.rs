@@ -74,6 +74,8 @@ pub struct Params {
     trainable: bool,
     format: WeightFormat,
     lora: Option<Arc<LoraConfig>>,
+    /// Beginnings of the names that are trained, where not all are.
+    chosen: Option<Arc<[String]>>,
     state: Arc<Mutex<State>>,
 }
 
@@ -136,7 +138,7 @@ impl Params {
     ) -> Self {
         let state = Arc::new(Mutex::new(State { unused: values, ..State::default() }));
         let format = WeightFormat::Full;
-        Self { dtype, device: device.clone(), seed, trainable, format, lora: None, state }
+        Self { dtype, device: device.clone(), seed, trainable, format, lora: None, chosen: None, state }
     }
 
     /// Stores the weights of linear maps of models built from here on in another format. They are then not trained: for
@@ -151,6 +153,13 @@ impl Params {
         lora.validate()?;
         self.lora = Some(Arc::new(lora.clone()));
         Ok(self)
+    }
+
+    /// Trains, in models built from here on, only the parameters whose names begin with one of `prefixes` (a new head),
+    /// and the adapters of [`Params::with_lora`], if there are any. All others stay as they are.
+    pub fn with_trained(mut self, prefixes: &[&str]) -> Self {
+        self.chosen = Some(prefixes.iter().map(ToString::to_string).collect());
+        self
     }
 
     /// A builder at the root of the names.
@@ -312,19 +321,19 @@ impl ParamBuilder {
 
     /// A parameter that weight decay applies to.
     pub fn get(&self, shape: impl Into<Shape>, name: &str, init: Init) -> Result<Tensor> {
-        self.lookup(shape.into(), &[name], init, self.role(true))
+        self.lookup(shape.into(), &[name], init, self.role(name, true))
     }
 
     /// A parameter without weight decay: biases, norms, `A_log`, `D`, `dt_bias`.
     pub fn get_no_decay(&self, shape: impl Into<Shape>, name: &str, init: Init) -> Result<Tensor> {
-        self.lookup(shape.into(), &[name], init, self.role(false))
+        self.lookup(shape.into(), &[name], init, self.role(name, false))
     }
 
     /// A parameter that a checkpoint may hold under any of several names, because there it is tied. The first name
     /// is ours: under it the parameter is created, initialised and saved. The first name that is found gives the
     /// value; copies under the other names are accepted.
     pub fn get_any(&self, shape: impl Into<Shape>, names: &[&str], init: Init) -> Result<Tensor> {
-        self.lookup(shape.into(), names, init, self.role(true))
+        self.lookup(shape.into(), names, init, self.role(names.first().unwrap_or(&""), true))
     }
 
     /// The parameter `weight` `(out, in)` of a linear map, with all that belongs to it.
@@ -371,7 +380,7 @@ impl ParamBuilder {
                 if let Some(weight) = state.find(&names[0]) {
                     return Ok((weight.tensor.clone(), state.find(&names[1]).map(|s| s.tensor.clone())));
                 }
-                if self.role(true).trained {
+                if self.role("weight", true).trained {
                     bail!("{}: a weight in format {format} cannot be trained", names[0]);
                 }
                 let value = self.value(&mut state, &shape, &names[..1], &init, false)?;
@@ -392,14 +401,22 @@ impl ParamBuilder {
     pub(crate) fn tied_weight(&self, weight: Tensor) -> Result<LinearWeight> {
         let (values, scales) = match self.params.format {
             WeightFormat::Full => (weight, None),
-            format if self.role(true).trained => bail!("a weight in format {format} cannot be trained"),
+            format if self.role("weight", true).trained => bail!("a weight in format {format} cannot be trained"),
             format => format.compress(&weight.to_dtype(DType::F32)?)?,
         };
         Ok(LinearWeight { values, scales, adapter: None })
     }
 
-    fn role(&self, decay: bool) -> Role {
-        Role { decay, trained: self.params.trainable && self.params.lora.is_none(), optional: false }
+    /// Of the parameter `name` below the prefix.
+    fn role(&self, name: &str, decay: bool) -> Role {
+        let chosen = match &self.params.chosen {
+            None => self.params.lora.is_none(),
+            Some(prefixes) => {
+                let name = self.full_name(name);
+                prefixes.iter().any(|prefix| name.starts_with(prefix))
+            }
+        };
+        Role { decay, trained: self.params.trainable && chosen, optional: false }
     }
 
     fn full_name(&self, name: &str) -> String {
@@ -538,6 +555,17 @@ mod tests {
         both.builder().get(2, "e", Init::Zeros)?;
         both.builder().get_any(2, &["e", "h"], Init::Zeros)?;
         assert!(both.check().is_ok(), "a stored copy of a tied tensor is not unexpected");
+        Ok(())
+    }
+
+    #[test]
+    fn chosen_parameters_are_trained_and_the_others_are_not() -> Result<()> {
+        let params = Params::fresh(0, DType::F32, &CPU).with_trained(&["score."]);
+        let pb = params.builder();
+        let (body, head) = (pb.pp("body").get(2, "weight", Init::Ones)?, pb.pp("score").get(2, "weight", Init::Ones)?);
+        assert!(!body.is_variable() && head.is_variable());
+        assert_eq!(params.vars().len(), 1);
+        assert_eq!(params.count(), 4);
         Ok(())
     }
 

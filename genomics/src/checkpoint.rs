@@ -66,7 +66,8 @@ impl CaduceusCheckpoint {
             let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
             Ok(WeightFile { name, bytes, sha256 })
         });
-        Self::new(path.to_owned(), None, read.config, read.tensors, files.collect::<Result<_>>()?)
+        let tensors = crate::finetune::merge_adapters(&read.config, read.tensors)?;
+        Self::new(path.to_owned(), None, read.config, tensors, files.collect::<Result<_>>()?)
     }
 
     /// The checkpoint that is compiled into this crate.
@@ -142,8 +143,15 @@ impl CaduceusCheckpoint {
     }
 
     /// The model with its masked-language-model head (which has no parameters of its own), for inference.
-    /// A classification head in the checkpoint is passed over.
+    /// A classification head in the checkpoint is passed over; adapters of fine-tuning are part of the weights.
+    ///
+    /// # Errors
+    /// Tensors that do not fit the config; a fine-tuned model with a stem, without which its body means nothing.
     pub fn model(&self, dtype: DType, device: &Device) -> Result<CaduceusForMaskedLm> {
+        if self.tensors.keys().any(|name| name.starts_with("stem.")) {
+            let message = "is fine-tuned with convolutions in front (head.stem), which only `predict` runs";
+            return Err(problem(&self.path, message));
+        }
         Ok(self.build(dtype, device)?.0)
     }
 
@@ -160,14 +168,14 @@ impl CaduceusCheckpoint {
         Ok((model, params))
     }
 
-    /// The tensors of a classification head, which embedding does not use.
+    /// The tensors of a classification head and its stem, which embedding does not use.
     pub fn head(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.tensors.iter().filter(|(name, _)| is_head(name)).map(|(name, tensor)| (name.as_str(), tensor))
     }
 }
 
 fn is_head(name: &str) -> bool {
-    name.starts_with("score.")
+    name.starts_with("score.") || name.starts_with("stem.")
 }
 
 fn problem(path: &Path, message: impl ToString) -> Error {

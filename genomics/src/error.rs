@@ -234,6 +234,14 @@ pub enum Error {
         /// Positions given.
         count: usize,
     },
+    /// A table of labelled sequences, or a row of it, cannot be understood.
+    #[error("{place}: {reason}")]
+    Table {
+        /// The file, with the line or row (1-based) where there is one.
+        place: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// The genome cannot be split as asked.
     #[error(transparent)]
     Split(#[from] mamba_datasets::Error),

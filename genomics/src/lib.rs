@@ -10,7 +10,9 @@
 //! - [`genome`], [`sampler`], [`mask`]: a genome in memory, training windows, masked-language-model corruption;
 //! - [`model`], [`config`]: Caduceus;
 //! - [`task`]: masked-language-model pre-training and its evaluation;
-//! - [`metrics`]: of classification, with bootstrap intervals;
+//! - [`labelled`]: labelled sequences from tables and FASTA files, and their splits;
+//! - [`finetune`]: classification and regression of sequences, prediction;
+//! - [`metrics`]: of classification and regression, with bootstrap intervals;
 //! - [`count_model`]: the context count models that a trained model's cross-entropy is compared with.
 //!
 //! Everything random is a pure function of `(seed, step, row)`, so that a run can be resumed or sharded without
@@ -37,7 +39,9 @@ pub mod count_model;
 pub mod embed;
 pub mod error;
 pub mod fasta;
+pub mod finetune;
 pub mod genome;
+pub mod labelled;
 pub mod mask;
 pub mod metrics;
 pub mod model;

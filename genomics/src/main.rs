@@ -21,6 +21,10 @@ enum Command {
     Train(commands::train::Args),
     /// Score a checkpoint on the held-out part of a genome, beside count models
     Eval(commands::eval::Args),
+    /// Train a classifier or a regressor of labelled sequences
+    Finetune(commands::finetune::Args),
+    /// Classify sequences, or predict values of them, by a fine-tuned model
+    Predict(commands::predict::Args),
     /// Turn sequences into vectors
     Embed(commands::embed::Args),
     /// Say what is in a checkpoint
@@ -40,6 +44,8 @@ fn main() -> ExitCode {
         Command::Quickstart(args) => commands::quickstart::run(args),
         Command::Train(args) => commands::train::run(args),
         Command::Eval(args) => commands::eval::run(args),
+        Command::Finetune(args) => commands::finetune::run(args),
+        Command::Predict(args) => commands::predict::run(args),
         Command::Embed(args) => commands::embed::run(args),
         Command::Info(args) => commands::info::run(args),
         Command::Datasets(args) => {

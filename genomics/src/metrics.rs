@@ -1,4 +1,4 @@
-//! Metrics of classification, as pure functions over slices.
+//! Metrics of classification and regression, as pure functions over slices.
 //!
 //! Labels and predictions are classes from 0; a score is any number that grows with the belief in class 1. Where a metric
 //! is not defined (one class only, nothing predicted) the conventions of scikit-learn hold, and each function says which.
@@ -159,10 +159,134 @@ pub fn bootstrap(
         rows.fill_with(|| ((u128::from(rng.next_u64()) * n as u128) >> 64) as usize);
         values.extend(metric(&rows).filter(|value| value.is_finite()));
     }
+    middle(values, level)
+}
+
+/// The interval that holds the middle `level` of some values; `None` of nothing.
+fn middle(mut values: Vec<f64>, level: f64) -> Option<(f64, f64)> {
     values.sort_by(f64::total_cmp);
     let last = values.len().checked_sub(1)? as f64;
     let at = |share: f64| values[(share * last).round() as usize];
     Some((at((1.0 - level) / 2.0), at((1.0 + level) / 2.0)))
+}
+
+/// A figure, with the interval that holds the middle 95 % of its bootstrap samples.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Figure {
+    /// Over all rows.
+    pub value: f64,
+    /// Lower end of the interval.
+    pub low: f64,
+    /// Upper end of the interval.
+    pub high: f64,
+}
+
+/// Figures by name.
+pub type Figures = std::collections::BTreeMap<&'static str, f64>;
+
+/// `accuracy`, `mcc`, `f1`, and `auroc` and `auprc` where they are defined: of class 1 for two classes, else the mean over
+/// the classes, each against the rest. `probabilities` has a row of `classes` values for each label; the likeliest class
+/// is the prediction.
+///
+/// # Panics
+/// If the lengths do not fit.
+pub fn of_classes(classes: usize, labels: &[usize], probabilities: &[Vec<f64>]) -> Figures {
+    let predictions: Vec<usize> = probabilities.iter().map(|row| likeliest(row)).collect();
+    let confusion = Confusion::new(classes, labels, &predictions);
+    let mut figures =
+        Figures::from([("accuracy", confusion.accuracy()), ("mcc", confusion.mcc()), ("f1", confusion.f1())]);
+    type Area = fn(&[bool], &[f64]) -> Option<f64>;
+    let areas: [(&str, Area); 2] = [("auroc", auroc), ("auprc", auprc)];
+    for (name, area) in areas {
+        let of_class = |class: usize| {
+            let positive: Vec<bool> = labels.iter().map(|&label| label == class).collect();
+            let scores: Vec<f64> = probabilities.iter().map(|row| row[class]).collect();
+            area(&positive, &scores)
+        };
+        let first = if classes == 2 { 1 } else { 0 };
+        let values: Option<Vec<f64>> = (first..classes).map(of_class).collect();
+        if let Some(values) = values.filter(|values| !values.is_empty()) {
+            figures.insert(name, values.iter().sum::<f64>() / values.len() as f64);
+        }
+    }
+    figures
+}
+
+/// The first of the largest values.
+pub fn likeliest(row: &[f64]) -> usize {
+    (1..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best })
+}
+
+/// `mse`, `mae`, and where the targets vary `r2`, and where both vary `pearson` and `spearman`.
+///
+/// # Panics
+/// If the two differ in length.
+pub fn of_values(targets: &[f64], predictions: &[f64]) -> Figures {
+    assert_eq!(targets.len(), predictions.len(), "a prediction for each target");
+    let n = targets.len() as f64;
+    let mean = |f: &dyn Fn(f64) -> f64| {
+        targets.iter().zip(predictions).map(|(t, p)| f(t - p)).sum::<f64>() / n
+    };
+    let mse = mean(&|x| x * x);
+    let mut figures = Figures::from([("mse", mse), ("mae", mean(&f64::abs))]);
+    let centre = targets.iter().sum::<f64>() / n;
+    let variance = targets.iter().map(|t| (t - centre).powi(2)).sum::<f64>() / n;
+    if variance > 0.0 {
+        figures.insert("r2", 1.0 - mse / variance);
+    }
+    figures.extend(correlation(targets, predictions).map(|r| ("pearson", r)));
+    figures.extend(correlation(&ranks(targets), &ranks(predictions)).map(|r| ("spearman", r)));
+    figures
+}
+
+/// Pearson's correlation; `None` where one of the two does not vary.
+fn correlation(a: &[f64], b: &[f64]) -> Option<f64> {
+    let centred = |x: &[f64]| {
+        let mean = x.iter().sum::<f64>() / x.len() as f64;
+        x.iter().map(|v| v - mean).collect::<Vec<_>>()
+    };
+    let (a, b) = (centred(a), centred(b));
+    let product = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let scale = (product(&a, &a) * product(&b, &b)).sqrt();
+    (scale > 0.0).then(|| product(&a, &b) / scale)
+}
+
+/// Ranks from 0; equal values share the mean of theirs.
+fn ranks(values: &[f64]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|&a, &b| values[a].total_cmp(&values[b]));
+    let mut ranks = vec![0.0; values.len()];
+    let mut first = 0;
+    for group in order.chunk_by(|&a, &b| values[a] == values[b]) {
+        let rank = first as f64 + (group.len() - 1) as f64 / 2.0;
+        group.iter().for_each(|&i| ranks[i] = rank);
+        first += group.len();
+    }
+    ranks
+}
+
+/// Figures over all `n` rows, each with its 95 % interval by [`bootstrap`] of `rounds` samples. `figures` gets the rows
+/// of a sample, of which there may be several of one.
+pub fn with_intervals(
+    n: usize,
+    rounds: usize,
+    seed: u64,
+    figures: impl Fn(&[usize]) -> Figures,
+) -> std::collections::BTreeMap<String, Figure> {
+    let mut samples: std::collections::BTreeMap<&'static str, Vec<f64>> = Default::default();
+    bootstrap(n, rounds, 0.95, seed, |rows| {
+        for (name, value) in figures(rows) {
+            samples.entry(name).or_default().push(value);
+        }
+        None
+    });
+    let all: Vec<usize> = (0..n).collect();
+    let with_interval = |(name, value): (&'static str, f64)| {
+        let of_name = samples.get(name).map_or(&[][..], Vec::as_slice);
+        let (low, high) = middle(of_name.to_vec(), 0.95).unwrap_or((f64::NAN, f64::NAN));
+        (name.to_string(), Figure { value, low, high })
+    };
+    figures(&all).into_iter().map(with_interval).collect()
 }
 
 #[cfg(test)]
@@ -224,6 +348,47 @@ mod tests {
         assert!((0.11..0.17).contains(&(high - low)), "{low} {high}");
         assert_eq!(bootstrap(200, 1000, 0.95, 7, mean), Some((low, high)));
         assert_eq!(bootstrap(3, 10, 0.95, 7, |_| None), None);
+    }
+
+    #[test]
+    fn worked_examples_of_regression() {
+        let figures = of_values(&[1.0, 2.0, 3.0, 4.0], &[2.0, 2.0, 3.0, 5.0]);
+        near(figures["mse"], 0.5);
+        near(figures["mae"], 0.5);
+        near(figures["r2"], 1.0 - 0.5 / 1.25);
+        near(figures["pearson"], 5.0 / 30.0_f64.sqrt());
+        // ranks 0 1 2 3 and 0.5 0.5 2 3
+        near(figures["spearman"], 4.5 / (5.0_f64 * 4.5).sqrt());
+        assert!(!of_values(&[1.0, 1.0], &[1.0, 2.0]).contains_key("r2"));
+    }
+
+    #[test]
+    fn three_classes_have_the_mean_of_their_areas() {
+        let likely = |class: usize| (0..3).map(|i| if i == class { 0.8 } else { 0.1 }).collect::<Vec<_>>();
+        let figures = of_classes(3, &[0, 1, 2, 2], &[likely(0), likely(1), likely(2), likely(0)]);
+        near(figures["accuracy"], 0.75);
+        // class 0: its one row ties with a row of class 2; class 2: one of two above all others, one ties below
+        near(figures["auroc"], (5.0 / 6.0 + 1.0 + 0.75) / 3.0);
+        assert!(!of_classes(3, &[0, 1], &[likely(0), likely(1)]).contains_key("auroc"));
+    }
+
+    #[test]
+    fn figures_come_with_their_intervals() {
+        let labels: Vec<usize> = (0..100).map(|i| i % 2).collect();
+        let right = |i: usize| if i % 10 < 8 { 0.9 } else { 0.1 };
+        let rows: Vec<Vec<f64>> = labels
+            .iter()
+            .enumerate()
+            .map(|(i, &label)| if label == 1 { vec![1.0 - right(i), right(i)] } else { vec![right(i), 1.0 - right(i)] })
+            .collect();
+        let figures = with_intervals(100, 200, 1, |sample| {
+            let labels: Vec<usize> = sample.iter().map(|&i| labels[i]).collect();
+            let rows: Vec<Vec<f64>> = sample.iter().map(|&i| rows[i].clone()).collect();
+            of_classes(2, &labels, &rows)
+        });
+        let accuracy = figures["accuracy"];
+        near(accuracy.value, 0.8);
+        assert!(accuracy.low < 0.8 && 0.8 < accuracy.high && accuracy.high - accuracy.low < 0.2, "{accuracy:?}");
     }
 
     proptest! {

@@ -16,7 +16,7 @@ use candle_core::{D, Module, Result, Tensor, bail};
 use mamba_core::bidirectional::Orientation;
 use mamba_core::nn::{Embedding, Linear, Norm, cross_entropy, flip};
 use mamba_core::{BiMamba, Init, ParamBuilder};
-use mamba_kernels::Segments;
+use mamba_kernels::{Segment, Segments};
 
 /// Hidden states `(B, L, D)` of both strands.
 #[derive(Clone, Debug)]
@@ -125,11 +125,25 @@ impl Caduceus {
     /// The final hidden states. `input_ids` `(B, L)` u32; with `lengths`, row i has `lengths[i]` tokens and is padded on
     /// the right: padding changes nothing, and its own hidden states mean nothing.
     pub fn forward(&self, input_ids: &Tensor, lengths: Option<&[usize]>) -> Result<Strands> {
-        let (hidden, residual) = self.run(input_ids, lengths, self.layers.len(), |_, _| Ok(()))?;
-        let (hidden, residual) = (
-            self.arrange(&hidden, self.layers.len(), lengths)?,
-            residual.map(|r| self.arrange(&r, self.layers.len(), lengths)).transpose()?,
-        );
+        let segments = right_padded(input_ids, lengths)?;
+        self.forward_with(input_ids, segments.as_ref(), |_, _, hidden| Ok(hidden))
+    }
+
+    /// The final hidden states of sequences that lie in `(B, L)` as `segments` say, whole rows without.
+    ///
+    /// `adapt(i, strands, hidden)` may change what goes into block i: for i = 0 the embedding, else the output of the
+    /// block before. `strands` are the token ids of all rows of `hidden`: `input_ids`, and for PS below them those of the
+    /// other strand.
+    pub fn forward_with(
+        &self,
+        input_ids: &Tensor,
+        segments: Option<&Segments>,
+        adapt: impl FnMut(usize, &Tensor, Tensor) -> Result<Tensor>,
+    ) -> Result<Strands> {
+        let layers = self.layers.len();
+        let (hidden, residual) = self.run(input_ids, segments, layers, adapt)?;
+        let hidden = self.arrange(&hidden, layers, segments)?;
+        let residual = residual.map(|r| self.arrange(&r, layers, segments)).transpose()?;
         self.split(&self.norm_f.forward_residual(&hidden, residual.as_ref())?.0)
     }
 
@@ -138,54 +152,50 @@ impl Caduceus {
         if layer > self.layers.len() {
             bail!("layer {layer} of a model with {} layers", self.layers.len());
         }
-        let (mut hidden, residual) = self.run(input_ids, lengths, layer, |_, _| Ok(()))?;
+        let segments = right_padded(input_ids, lengths)?;
+        let (mut hidden, residual) = self.run(input_ids, segments.as_ref(), layer, |_, _, hidden| Ok(hidden))?;
         if let Some(residual) = residual {
             hidden = (hidden + residual)?;
         }
-        self.split(&self.arrange(&hidden, layer, lengths)?)
+        self.split(&self.arrange(&hidden, layer, segments.as_ref())?)
     }
 
     /// Upstream's `output_hidden_states`: what is added to the residual stream in front of each block (the embedding,
     /// then the output of the block before) and last the final hidden states; `(B, L, D)` each, or `(B, L, 2·D)` for PS.
     pub fn hidden_states(&self, input_ids: &Tensor) -> Result<Vec<Tensor>> {
         let mut states = Vec::new();
-        self.run(input_ids, None, self.layers.len(), |i, hidden| {
-            states.push(self.split(&self.arrange(hidden, i, None)?)?.concatenated()?);
-            Ok(())
+        self.run(input_ids, None, self.layers.len(), |i, _, hidden| {
+            states.push(self.split(&self.arrange(&hidden, i, None)?)?.concatenated()?);
+            Ok(hidden)
         })?;
         states.push(self.forward(input_ids, None)?.concatenated()?);
         Ok(states)
     }
 
-    /// Runs the first `layers` blocks on `(B, L)` or, for PS, on both strands as `(2·B, L)`; shows `each` the hidden
+    /// Runs the first `layers` blocks on `(B, L)` or, for PS, on both strands as `(2·B, L)`; `adapt` may change the hidden
     /// state in front of every block.
     fn run(
         &self,
         input_ids: &Tensor,
-        lengths: Option<&[usize]>,
+        segments: Option<&Segments>,
         layers: usize,
-        mut each: impl FnMut(usize, &Tensor) -> Result<()>,
+        mut adapt: impl FnMut(usize, &Tensor, Tensor) -> Result<Tensor>,
     ) -> Result<(Tensor, Option<Tensor>)> {
-        let (batch, len) = input_ids.dims2()?;
-        if let Some(lengths) = lengths
-            && (lengths.len() != batch || lengths.iter().any(|&n| n > len))
-        {
-            bail!("lengths {lengths:?} do not fit input_ids of batch {batch} × len {len}");
-        }
-        let ids = match self.rcps {
-            true => Tensor::cat(&[input_ids, &self.reverse_complement(input_ids, lengths)?], 0)?,
-            false => input_ids.clone(),
+        let (ids, both) = match self.rcps {
+            true => {
+                let reverse = self.reverse_complement_segments(input_ids, segments)?;
+                (Tensor::cat(&[input_ids, &reverse], 0)?, segments.map(twice).transpose()?)
+            }
+            false => (input_ids.clone(), segments.cloned()),
         };
-        let both = |lengths: &[usize]| if self.rcps { [lengths, lengths].concat() } else { lengths.to_vec() };
-        let segments = lengths.map(|lengths| Segments::right_padded(len, &both(lengths))).transpose()?;
         let (mut hidden, mut residual) = (self.embedding.forward(&ids)?, None);
         for (i, layer) in self.layers[..layers].iter().enumerate() {
-            each(i, &hidden)?;
+            hidden = adapt(i, &ids, hidden)?;
             let orientation = match self.swaps && i % 2 == 0 {
                 true => Orientation::Flipped,
                 false => Orientation::Given,
             };
-            let (next, sum) = layer.forward(&hidden, residual.as_ref(), orientation, segments.as_ref())?;
+            let (next, sum) = layer.forward(&hidden, residual.as_ref(), orientation, both.as_ref())?;
             (hidden, residual) = (next, Some(sum));
         }
         Ok((hidden, residual))
@@ -193,28 +203,37 @@ impl Caduceus {
 
     /// Reverse complement of token ids `(B, L)`, of each row's first `lengths[i]` tokens.
     pub fn reverse_complement(&self, input_ids: &Tensor, lengths: Option<&[usize]>) -> Result<Tensor> {
+        self.reverse_complement_segments(input_ids, right_padded(input_ids, lengths)?.as_ref())
+    }
+
+    /// Reverse complement of every segment of token ids `(B, L)`, each in its place; of whole rows without segments.
+    pub fn reverse_complement_segments(&self, input_ids: &Tensor, segments: Option<&Segments>) -> Result<Tensor> {
         let mut rows = input_ids.to_vec2::<u32>()?;
-        for (i, row) in rows.iter_mut().enumerate() {
-            let n = lengths.map_or(row.len(), |lengths| lengths[i]);
-            row[..n].reverse();
-            for id in &mut row[..n] {
+        let turn = |ids: &mut [u32]| {
+            ids.reverse();
+            for id in ids {
                 match self.complements.get(*id as usize) {
                     Some(&complement) => *id = complement,
                     None => bail!("token {id} is outside the vocabulary of {}", self.complements.len()),
                 }
             }
+            Ok(())
+        };
+        match segments {
+            Some(segments) => segments.iter().try_for_each(|s| turn(&mut rows[s.row][s.start..s.end]))?,
+            None => rows.iter_mut().try_for_each(|row| turn(row))?,
         }
         Tensor::from_vec(rows.concat(), input_ids.shape(), input_ids.device())
     }
 
     /// Undoes what the swaps of `layers` layers have done to both strands `(2·B, L, D)`: nothing if their number is even.
-    fn arrange(&self, x: &Tensor, layers: usize, lengths: Option<&[usize]>) -> Result<Tensor> {
+    fn arrange(&self, x: &Tensor, layers: usize, segments: Option<&Segments>) -> Result<Tensor> {
         if !self.swaps || layers.is_multiple_of(2) {
             return Ok(x.clone());
         }
         let batch = x.dim(0)? / 2;
         let halves = Tensor::cat(&[x.narrow(0, batch, batch)?, x.narrow(0, 0, batch)?], 0)?;
-        reverse_tokens(&flip(&halves, 2)?, lengths)
+        reverse_tokens(&flip(&halves, 2)?, segments.map(twice).transpose()?.as_ref())
     }
 
     fn split(&self, x: &Tensor) -> Result<Strands> {
@@ -226,16 +245,33 @@ impl Caduceus {
     }
 }
 
-/// Each row of `(B, L, D)` with its first `lengths[i % lengths.len()]` tokens reversed.
-fn reverse_tokens(x: &Tensor, lengths: Option<&[usize]>) -> Result<Tensor> {
+/// Each segment of `(B, L, D)` with its tokens reversed; whole rows without segments.
+fn reverse_tokens(x: &Tensor, segments: Option<&Segments>) -> Result<Tensor> {
     let (batch, len, d) = x.dims3()?;
-    let Some(lengths) = lengths else { return flip(x, 1) };
-    let ids = (0..batch).flat_map(|row| {
-        let n = lengths[row % lengths.len()];
-        (0..len).map(move |t| (row * len + if t < n { n - 1 - t } else { t }) as u32)
-    });
-    let ids = Tensor::from_iter(ids, x.device())?;
+    let Some(segments) = segments else { return flip(x, 1) };
+    let mut ids: Vec<u32> = (0..(batch * len) as u32).collect();
+    for s in segments.iter() {
+        ids[s.row * len + s.start..s.row * len + s.end].reverse();
+    }
+    let ids = Tensor::from_vec(ids, batch * len, x.device())?;
     x.reshape((batch * len, d))?.index_select(&ids, 0)?.reshape((batch, len, d))
+}
+
+/// Rows of `(B, L)` with `lengths[i]` tokens each, padded on the right.
+fn right_padded(input_ids: &Tensor, lengths: Option<&[usize]>) -> Result<Option<Segments>> {
+    let Some(lengths) = lengths else { return Ok(None) };
+    let (batch, len) = input_ids.dims2()?;
+    if lengths.len() != batch || lengths.iter().any(|&n| n > len) {
+        bail!("lengths {lengths:?} do not fit input_ids of batch {batch} × len {len}");
+    }
+    Segments::right_padded(len, lengths).map(Some)
+}
+
+/// The same segments once more in as many rows below.
+fn twice(segments: &Segments) -> Result<Segments> {
+    let below = segments.iter().map(|s| Segment { row: s.row + segments.batch(), ..*s });
+    let items = segments.iter().copied().chain(below).collect();
+    Segments::new(2 * segments.batch(), segments.seq_len(), items)
 }
 
 impl Strands {
@@ -280,7 +316,7 @@ impl CaduceusForMaskedLm {
         let complements = Tensor::new(self.body.complements.as_slice(), weight.device())?;
         let weight = weight.index_select(&complements, 0)?;
         let of_reverse = Linear::from_tensors(weight, None).forward(reverse)?;
-        logits + reverse_tokens(&of_reverse, lengths)?
+        logits + reverse_tokens(&of_reverse, right_padded(input_ids, lengths)?.as_ref())?
     }
 
     /// Mean cross-entropy in nats over the labels `(B, L)` u32 that are not padding.

@@ -2,7 +2,10 @@
 
 pub(crate) mod embed;
 pub(crate) mod eval;
+pub(crate) mod finetune;
 pub(crate) mod info;
+pub(crate) mod predict;
+mod predictions;
 pub(crate) mod quickstart;
 pub(crate) mod train;
 
