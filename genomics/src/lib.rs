@@ -9,6 +9,9 @@
 //! - [`windows`]: overlapping windows over long records, whose core parts cover every base exactly once;
 //! - [`genome`], [`sampler`], [`mask`]: a genome in memory, training windows, masked-language-model corruption;
 //! - [`model`], [`config`]: Caduceus;
+//! - [`long`]: records without windows, in chunks;
+//! - [`variants`]: VCF files and what the model says about them;
+//! - [`protein`]: amino acids, and the models that read them;
 //! - [`task`]: masked-language-model pre-training and its evaluation;
 //! - [`metrics`]: of classification, with bootstrap intervals;
 //! - [`count_model`]: the context count models that a trained model's cross-entropy is compared with.
@@ -38,14 +41,17 @@ pub mod embed;
 pub mod error;
 pub mod fasta;
 pub mod genome;
+pub mod long;
 pub mod mask;
 pub mod metrics;
 pub mod model;
+pub mod protein;
 pub mod regions;
 mod rng;
 pub mod sampler;
 pub mod task;
 pub mod tokenizer;
+pub mod variants;
 pub mod windows;
 
 pub use checkpoint::CaduceusCheckpoint;

@@ -23,6 +23,10 @@ enum Command {
     Eval(commands::eval::Args),
     /// Turn sequences into vectors
     Embed(commands::embed::Args),
+    /// Score the variants of a VCF file
+    Variants(commands::variants::Args),
+    /// Models of proteins: train, score, infill
+    Protein(commands::protein::Args),
     /// Say what is in a checkpoint
     Info(commands::info::Args),
     /// Public data sets: list, describe, download, import, verify
@@ -41,6 +45,8 @@ fn main() -> ExitCode {
         Command::Train(args) => commands::train::run(args),
         Command::Eval(args) => commands::eval::run(args),
         Command::Embed(args) => commands::embed::run(args),
+        Command::Variants(args) => commands::variants::run(args),
+        Command::Protein(args) => commands::protein::run(args),
         Command::Info(args) => commands::info::run(args),
         Command::Datasets(args) => {
             args.run()?;

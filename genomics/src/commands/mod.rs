@@ -3,8 +3,10 @@
 pub(crate) mod embed;
 pub(crate) mod eval;
 pub(crate) mod info;
+pub(crate) mod protein;
 pub(crate) mod quickstart;
 pub(crate) mod train;
+pub(crate) mod variants;
 
 use std::path::{Path, PathBuf};
 
