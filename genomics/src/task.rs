@@ -105,8 +105,9 @@ impl Default for DataConfig {
 
 /// Seed of the held-out masks.
 const HELD_OUT_MASK_SEED: u64 = 0;
-/// Windows that are scored at once.
+/// Windows that are scored at once, and the bases in them unless one has more.
 const SCORE_BATCH: usize = 8;
+const SCORE_BASES: usize = 8 * 1024;
 
 /// A genome split into what is trained on and what is held out.
 #[derive(Debug)]
@@ -187,8 +188,9 @@ impl PretrainData {
         device: &Device,
         mut seen: impl FnMut(usize),
     ) -> mamba_core::Result<HeldOutScore> {
-        let (mut nats, mut right, mut bases) = (0.0, 0, 0);
-        for (i, batch) in windows.chunks(SCORE_BATCH).enumerate() {
+        let (mut nats, mut right, mut bases, mut done) = (0.0, 0, 0, 0);
+        let at_once = (SCORE_BASES / self.length.max(1)).clamp(1, SCORE_BATCH);
+        for batch in windows.chunks(at_once) {
             let longest = batch.iter().map(Interval::len).max().unwrap_or(0);
             let lengths: Vec<usize> = batch.iter().map(Interval::len).collect();
             let (mut input_ids, mut labels) = (Vec::new(), Vec::new());
@@ -210,7 +212,8 @@ impl PretrainData {
             let hits = likeliest.iter().zip(&labels).filter(|&(a, b)| a == b && *b != pad_token_id).count();
             right += hits;
             bases += chosen;
-            seen(i * SCORE_BATCH + batch.len());
+            done += batch.len();
+            seen(done);
         }
         if bases == 0 {
             return Err(mamba_core::Error::other(Error::NoPositions {
