@@ -5,7 +5,7 @@
 //! then the input is projected once for both directions, and so is the output of their sum.
 
 use crate::ParamBuilder;
-use crate::mixer::{AnySsm, Mixer, MixerConfig, Pass, Ssm};
+use crate::mixer::{AnySsm, Mixer, MixerConfig, MixerState, Pass, Ssm};
 use crate::nn::{Linear, flip};
 use candle_core::{Module, Result, Tensor};
 use mamba_kernels::Segments;
@@ -127,6 +127,44 @@ impl BiMamba {
                 }
             }
         }
+    }
+}
+
+/// One direction at a time, for sequences that do not fit into memory at once.
+impl BiMamba {
+    /// How the directions are combined.
+    pub fn combine(&self) -> Combine {
+        self.combine
+    }
+
+    /// Whether there are two directions.
+    pub fn is_bidirectional(&self) -> bool {
+        self.reverse.is_some()
+    }
+
+    /// The part of the output that the mixer reading from left to right, or with `reverse` from right to left, makes; none
+    /// if there is no such mixer. `x` `(B, L, d_model)` is a chunk of a longer sequence whose chunks come in reading
+    /// order, and `state` what that mixer remembers of those before. [`combine`](Self::combine) of both parts is what
+    /// [`forward`](Self::forward) gives.
+    pub fn forward_one_way(
+        &self,
+        x: &Tensor,
+        orientation: Orientation,
+        reverse: bool,
+        state: &mut MixerState,
+    ) -> Result<Option<Tensor>> {
+        let flipped = orientation == Orientation::Flipped;
+        // Flipped, the two mixers read in each other's direction.
+        let (ssm, owner) = match (&self.reverse, reverse != flipped) {
+            (_, false) => (self.forward.ssm(), &self.forward),
+            (None, true) => return Ok(None),
+            (Some(Reverse::Tied(ssm)), true) => (ssm, &self.forward),
+            (Some(Reverse::Untied(mixer)), true) => (mixer.ssm(), mixer),
+        };
+        let directions = Directions { x, segments: None, flipped };
+        let pass = Pass { segments: None, reverse, state: Some(state) };
+        let y = ssm.mix(&directions.project(owner)?, pass)?; // (B, L, d_inner)
+        directions.output(owner)?.forward(&y).map(Some)
     }
 }
 

@@ -11,6 +11,7 @@
 //! | [`block`], [`backbone`], [`nn`] | what is built around them |
 //! | `lm`, `text`, `generate` | causal language models, tokenizers, sampling (feature `lm`) |
 //! | [`quant`], [`lora`], [`memory`] | small weights, adapters, managing states |
+//! | [`recompute`] | gradients with less memory |
 //! | [`checkpoint`] | Hugging Face style folders in and out, PyTorch files in |
 //! | [`rng`] | seeded streams; dropout |
 //! | [`device`] | `auto`, `cpu`, `cuda:N` |
@@ -41,6 +42,7 @@ pub mod mixer;
 pub mod nn;
 pub mod params;
 pub mod quant;
+pub mod recompute;
 pub mod rng;
 pub mod s4d;
 pub mod scan_order;

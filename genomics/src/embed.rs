@@ -44,7 +44,8 @@ use candle_core::{DType, Device, Tensor};
 use mamba_core::{Error, Result};
 use serde::{Serialize, Serializer};
 
-use crate::tokenizer::PAD;
+use crate::long::Strand;
+use crate::tokenizer::{self, PAD};
 use crate::{CaduceusCheckpoint, CaduceusForMaskedLm};
 
 pub use source::Sequences;
@@ -188,6 +189,8 @@ pub struct Embedder {
     device: Device,
     /// Bases in one pass of the model, padding counted, at which its widest tensor reaches [`LARGEST_TENSOR`].
     most_bases: usize,
+    /// Longer pieces go through the model in chunks of so many bases, see [`crate::long`].
+    chunk: Option<usize>,
 }
 
 /// Bytes of the largest tensor in a pass over several sequences; a longer single sequence still goes in one.
@@ -211,7 +214,14 @@ impl Embedder {
         let widest = 4 * checkpoint.config().ssm_cfg.expand() * d_model * size_of::<f32>();
         let most_bases = (LARGEST_TENSOR / widest).max(1);
         let model = checkpoint.model(dtype, device)?;
-        Ok(Self { model, d_model, options, device: device.clone(), most_bases })
+        Ok(Self { model, d_model, options, device: device.clone(), most_bases, chunk: None })
+    }
+
+    /// Pieces of more than `chunk` bases go through the model chunk by chunk with its states carried over
+    /// ([`crate::long`]): the same vectors up to rounding, with memory for whole records.
+    pub fn in_chunks_of(mut self, chunk: usize) -> Self {
+        self.chunk = Some(chunk.max(1));
+        self
     }
 
     /// Values in a vector.
@@ -231,10 +241,78 @@ impl Embedder {
     /// What each piece contributes to the vector of its record. More pieces than should be in memory at once go through
     /// the model in several passes.
     pub fn pool(&self, pieces: &[Piece<'_>]) -> Result<Vec<Pooled>> {
+        if let Some(chunk) = self.chunk
+            && let Some(long) = pieces.iter().position(|piece| piece.ids.len() > chunk)
+        {
+            let mut pooled = self.pool(&pieces[..long])?;
+            pooled.push(self.pool_in_chunks(&pieces[long], chunk)?);
+            pooled.extend(self.pool(&pieces[long + 1..])?);
+            return Ok(pooled);
+        }
         let longest = pieces.iter().map(|piece| piece.ids.len()).max().unwrap_or(0);
         let at_once = (self.most_bases / longest.max(1)).max(1);
         let passes = pieces.chunks(at_once).map(|pieces| self.pool_at_once(pieces));
         Ok(passes.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
+    fn pool_in_chunks(&self, piece: &Piece<'_>, chunk: usize) -> Result<Pooled> {
+        check(0, piece)?;
+        let body = self.model.body();
+        let given: Vec<u32> = piece.ids.iter().map(|&id| u32::from(id)).collect();
+        let layer = match self.options.layer {
+            Layer::Last => None,
+            Layer::After(blocks) => Some(blocks),
+        };
+        let mut strands = vec![(Strand::Forward, given, piece.core.clone())];
+        if self.options.strand != StrandChoice::Forward {
+            let core = piece.ids.len() - piece.core.end..piece.ids.len() - piece.core.start;
+            strands.push(match body.is_rcps() {
+                true => (Strand::Reverse, strands[0].1.clone(), core),
+                false => {
+                    let reverse = tokenizer::reverse_complement(piece.ids);
+                    (Strand::Forward, reverse.into_iter().map(u32::from).collect(), core)
+                }
+            });
+        }
+        let mut values = Vec::with_capacity(strands.len());
+        for (strand, ids, core) in strands {
+            let mut all: Option<Pooled> = None;
+            body.forward_chunks(&ids, strand, layer, chunk, |start, hidden| {
+                let end = start + hidden.dim(1)?;
+                let (from, to) = (start.max(core.start), end.min(core.end));
+                if from < to {
+                    let host = host(&hidden.narrow(1, from - start, to - from)?.contiguous()?)?;
+                    let part = self.pool_bases(vec![host.chunks_exact(self.d_model)]);
+                    let part = Pooled { bases: (to - from) as u64, values: part };
+                    match &mut all {
+                        None => all = Some(part),
+                        Some(all) => all.merge(part),
+                    }
+                }
+                Ok(())
+            })?;
+            values.extend(all.map(|pooled| pooled.values));
+        }
+        Ok(Pooled { bases: piece.core.len() as u64, values: self.join(values) })
+    }
+
+    /// The values of one strand, or of both one after the other; rows are joined base by base.
+    fn join(&self, strands: Vec<Values>) -> Values {
+        let mut strands = strands.into_iter();
+        match (strands.next(), strands.next()) {
+            (Some(Values::Sums(forward)), Some(Values::Sums(reverse))) => {
+                Values::Sums([forward, reverse].concat())
+            }
+            (Some(Values::Max(forward)), Some(Values::Max(reverse))) => {
+                Values::Max([forward, reverse].concat())
+            }
+            (Some(Values::Rows(forward)), Some(Values::Rows(reverse))) => {
+                let d = self.d_model;
+                self.pool_bases(vec![forward.chunks_exact(d), reverse.chunks_exact(d)])
+            }
+            (Some(one), _) => one,
+            (None, _) => Values::Sums(Vec::new()),
+        }
     }
 
     fn pool_at_once(&self, pieces: &[Piece<'_>]) -> Result<Vec<Pooled>> {
@@ -330,14 +408,7 @@ impl Embedder {
     /// Hidden states `(B, L, D)` of the forward strand, and of the reverse strand in its own direction if it is used.
     fn run(&self, pieces: &[Piece<'_>]) -> Result<Vec<Vec<f32>>> {
         let lengths: Vec<usize> = pieces.iter().map(|piece| piece.ids.len()).collect();
-        for (i, piece) in pieces.iter().enumerate() {
-            if piece.core.is_empty() || piece.core.end > piece.ids.len() {
-                let (core, len) = (&piece.core, piece.ids.len());
-                return Err(Error::other(format!(
-                    "embed: piece {i} has {len} bases, of which {core:?} count"
-                )));
-            }
-        }
+        pieces.iter().enumerate().try_for_each(|(i, piece)| check(i, piece))?;
         let longest = lengths.iter().copied().max().unwrap_or(0);
         let len = longest.max(FEWEST_TOKENS.div_ceil(pieces.len()));
         let mut ids = vec![u32::from(PAD); pieces.len() * len];
@@ -362,6 +433,14 @@ impl Embedder {
         }
         Ok(states)
     }
+}
+
+fn check(i: usize, piece: &Piece<'_>) -> Result<()> {
+    if piece.core.is_empty() || piece.core.end > piece.ids.len() {
+        let (core, len) = (&piece.core, piece.ids.len());
+        return Err(Error::other(format!("embed: piece {i} has {len} bases, of which {core:?} count")));
+    }
+    Ok(())
 }
 
 /// The vectors of some bases of one strand.

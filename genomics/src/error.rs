@@ -208,6 +208,60 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// A line of a VCF file cannot be understood, or does not fit the reference.
+    #[error("{path}:{line}: {reason}")]
+    Vcf {
+        /// The file.
+        path: String,
+        /// Line, 1-based.
+        line: u64,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A chromosome of a VCF file is not in the reference.
+    #[error("{path}:{line}: chromosome {chrom:?} is not in {reference}, which has {known}")]
+    UnknownChromosome {
+        /// The VCF file.
+        path: String,
+        /// Line, 1-based.
+        line: u64,
+        /// CHROM.
+        chrom: String,
+        /// The reference.
+        reference: String,
+        /// Its first names.
+        known: String,
+        /// What the reference seems to call the chromosome.
+        alike: Option<String>,
+    },
+    /// REF of a VCF file is not what the reference has.
+    #[error("{path}:{line}: REF is {given:?} at {chrom}:{pos1}, where {reference} has {found:?}")]
+    ReferenceMismatch {
+        /// The VCF file.
+        path: String,
+        /// Line, 1-based.
+        line: u64,
+        /// CHROM.
+        chrom: String,
+        /// POS, 1-based.
+        pos1: u64,
+        /// REF.
+        given: String,
+        /// The reference.
+        reference: String,
+        /// What stands there.
+        found: String,
+    },
+    /// A line of a protein file cannot be understood.
+    #[error("{path}:{line}: {reason}")]
+    Protein {
+        /// The file.
+        path: String,
+        /// Line, 1-based.
+        line: u64,
+        /// What is wrong.
+        reason: String,
+    },
     /// A setting is out of range.
     #[error("{name} is {got}: expected {expected}")]
     Setting {
@@ -278,6 +332,16 @@ impl Error {
             Self::IndexMismatch { path, .. } => {
                 Some(format!("the index is older than the file: remove {path}.fai, or make it again"))
             }
+            Self::UnknownChromosome { chrom, alike: Some(alike), .. } => Some(format!(
+                "the reference calls it {alike:?}, the VCF {chrom:?}: --match-chr takes names that differ by \"chr\" for the same"
+            )),
+            Self::UnknownChromosome { .. } => {
+                Some("give the reference that the variants were called against, or pass them over with --skip-unknown".into())
+            }
+            Self::ReferenceMismatch { .. } => Some(
+                "the variants were called against another assembly, or the file was edited; --skip-mismatches passes such lines over"
+                    .into(),
+            ),
             Self::NotSeekable { .. } => Some("save the sequences to a file first".into()),
             _ => None,
         }

@@ -9,6 +9,9 @@
 //! - [`windows`]: overlapping windows over long records, whose core parts cover every base exactly once;
 //! - [`genome`], [`sampler`], [`mask`]: a genome in memory, training windows, masked-language-model corruption;
 //! - [`model`], [`config`]: Caduceus;
+//! - [`long`]: records without windows, in chunks;
+//! - [`variants`]: VCF files and what the model says about them;
+//! - [`protein`]: amino acids, and the models that read them;
 //! - [`task`]: masked-language-model pre-training and its evaluation;
 //! - [`labelled`]: labelled sequences from tables and FASTA files, and their splits;
 //! - [`finetune`]: classification and regression of sequences, prediction;
@@ -42,14 +45,17 @@ pub mod fasta;
 pub mod finetune;
 pub mod genome;
 pub mod labelled;
+pub mod long;
 pub mod mask;
 pub mod metrics;
 pub mod model;
+pub mod protein;
 pub mod regions;
 mod rng;
 pub mod sampler;
 pub mod task;
 pub mod tokenizer;
+pub mod variants;
 pub mod windows;
 
 pub use checkpoint::CaduceusCheckpoint;

@@ -27,6 +27,10 @@ enum Command {
     Predict(commands::predict::Args),
     /// Turn sequences into vectors
     Embed(commands::embed::Args),
+    /// Score the variants of a VCF file
+    Variants(commands::variants::Args),
+    /// Models of proteins: train, score, infill
+    Protein(commands::protein::Args),
     /// Say what is in a checkpoint
     Info(commands::info::Args),
     /// Public data sets: list, describe, download, import, verify
@@ -47,6 +51,8 @@ fn main() -> ExitCode {
         Command::Finetune(args) => commands::finetune::run(args),
         Command::Predict(args) => commands::predict::run(args),
         Command::Embed(args) => commands::embed::run(args),
+        Command::Variants(args) => commands::variants::run(args),
+        Command::Protein(args) => commands::protein::run(args),
         Command::Info(args) => commands::info::run(args),
         Command::Datasets(args) => {
             args.run()?;

@@ -12,10 +12,11 @@
 //! After an odd number of layers the strands lie swapped and reversed, which the end puts right.
 
 use crate::config::CaduceusConfig;
-use candle_core::{D, Module, Result, Tensor, bail};
-use mamba_core::bidirectional::Orientation;
+use candle_core::{D, Device, Module, Result, Tensor, bail};
+use mamba_core::bidirectional::{Combine, Orientation};
 use mamba_core::nn::{Embedding, Linear, Norm, cross_entropy, flip};
-use mamba_core::{BiMamba, Init, ParamBuilder};
+use mamba_core::recompute::recompute;
+use mamba_core::{BiMamba, Init, MixerState, ParamBuilder};
 use mamba_kernels::{Segment, Segments};
 
 /// Hidden states `(B, L, D)` of both strands.
@@ -37,6 +38,8 @@ pub struct Caduceus {
     /// Whether the layers alternate in orientation.
     swaps: bool,
     complements: Vec<u32>,
+    /// Whether blocks are computed again in the backward pass.
+    recomputes: bool,
 }
 
 /// Add, norm, bidirectional mixer.
@@ -44,6 +47,8 @@ pub struct Caduceus {
 struct Layer {
     norm: Norm,
     mixer: BiMamba,
+    /// What is trained of both.
+    params: Vec<Tensor>,
 }
 
 impl Layer {
@@ -100,7 +105,10 @@ impl Caduceus {
                 &pb.pp(wrap("mixer", cfg.rcps)),
             )?;
             let norm = Norm::new(kind, d, eps, &pb.pp(wrap("norm", wraps_norm)))?;
-            Ok(Layer { norm, mixer })
+            let prefix = format!("{}.", pb.prefix());
+            let params = pb.params().named().into_iter();
+            let params = params.filter(|p| p.var().is_some() && p.name().starts_with(&prefix));
+            Ok(Layer { norm, mixer, params: params.map(|p| p.tensor().clone()).collect() })
         });
         Ok(Self {
             layers: layers.collect::<Result<_>>()?,
@@ -109,7 +117,15 @@ impl Caduceus {
             rcps: cfg.rcps,
             swaps: cfg.rcps && cfg.fused_add_norm,
             complements: cfg.complements(),
+            recomputes: false,
         })
+    }
+
+    /// Whether blocks keep their input only and are computed again in the backward pass ([`recompute`]): less memory, the
+    /// same bits.
+    pub fn recomputed(mut self, yes: bool) -> Self {
+        self.recomputes = yes;
+        self
     }
 
     /// Number of blocks.
@@ -164,7 +180,7 @@ impl Caduceus {
     /// then the output of the block before) and last the final hidden states; `(B, L, D)` each, or `(B, L, 2·D)` for PS.
     pub fn hidden_states(&self, input_ids: &Tensor) -> Result<Vec<Tensor>> {
         let mut states = Vec::new();
-        self.run(input_ids, None, self.layers.len(), |i, _, hidden| {
+        self.clone().recomputed(false).run(input_ids, None, self.layers.len(), |i, _, hidden| {
             states.push(self.split(&self.arrange(&hidden, i, None)?)?.concatenated()?);
             Ok(hidden)
         })?;
@@ -191,14 +207,71 @@ impl Caduceus {
         let (mut hidden, mut residual) = (self.embedding.forward(&ids)?, None);
         for (i, layer) in self.layers[..layers].iter().enumerate() {
             hidden = adapt(i, &ids, hidden)?;
-            let orientation = match self.swaps && i % 2 == 0 {
-                true => Orientation::Flipped,
-                false => Orientation::Given,
-            };
+            let orientation = self.orientation(i);
+            if self.recomputes {
+                // One tensor stands for both: their sum.
+                let (block, segments) = (layer.clone(), both.clone());
+                hidden = recompute(&hidden, &layer.params, move |stream| {
+                    let (hidden, residual) = block.forward(stream, None, orientation, segments.as_ref())?;
+                    hidden + residual
+                })?;
+                continue;
+            }
             let (next, sum) = layer.forward(&hidden, residual.as_ref(), orientation, both.as_ref())?;
             (hidden, residual) = (next, Some(sum));
         }
         Ok((hidden, residual))
+    }
+
+    /// What block number `layer` adds to a chunk of the residual stream `(B, L, D)` in one direction of reading; none if it
+    /// does not read in that one.
+    pub(crate) fn maybe_one_way(
+        &self,
+        layer: usize,
+        stream: &Tensor,
+        reverse: bool,
+        state: &mut MixerState,
+    ) -> Result<Option<Tensor>> {
+        let (Layer { norm, mixer, .. }, orientation) = (&self.layers[layer], self.orientation(layer));
+        let x = match orientation {
+            Orientation::Given => norm.forward(stream)?,
+            Orientation::Flipped => norm.flip()?.forward(stream)?,
+        };
+        mixer.forward_one_way(&x, orientation, reverse, state)
+    }
+
+    pub(crate) fn combine(&self, layer: usize) -> Combine {
+        self.layers[layer].mixer.combine()
+    }
+
+    pub(crate) fn swaps(&self) -> bool {
+        self.swaps
+    }
+
+    /// Whether no token sees a later one.
+    pub fn is_causal(&self) -> bool {
+        !self.swaps && self.layers.iter().all(|layer| !layer.mixer.is_bidirectional())
+    }
+
+    pub(crate) fn norm_f(&self) -> &Norm {
+        &self.norm_f
+    }
+
+    pub(crate) fn device(&self) -> Device {
+        self.embedding.weight().device().clone()
+    }
+
+    /// Token ids `(B, L)` → `(B, L, D)`.
+    pub(crate) fn embed(&self, ids: &Tensor) -> Result<Tensor> {
+        self.embedding.forward(ids)
+    }
+
+    /// How block number `i` reads.
+    fn orientation(&self, i: usize) -> Orientation {
+        match self.swaps && i.is_multiple_of(2) {
+            true => Orientation::Flipped,
+            false => Orientation::Given,
+        }
     }
 
     /// Reverse complement of token ids `(B, L)`, of each row's first `lengths[i]` tokens.
@@ -300,6 +373,12 @@ impl CaduceusForMaskedLm {
             pb.params().discard(buffer);
         }
         Ok(Self { body: Caduceus::new(cfg, pb)?, pad_token_id: cfg.pad_token_id })
+    }
+
+    /// [`Caduceus::recomputed`].
+    pub fn recomputed(mut self, yes: bool) -> Self {
+        self.body = self.body.recomputed(yes);
+        self
     }
 
     /// The model below the head.

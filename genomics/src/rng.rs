@@ -8,6 +8,8 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 pub(crate) enum Stream {
     Mask = 1,
     Sampler = 2,
+    Spans = 3,
+    Homologs = 4,
 }
 
 /// ChaCha12 whose 256-bit key is `seed, step, row, stream`, each as 64 bits, little-endian.

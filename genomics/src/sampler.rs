@@ -63,6 +63,11 @@ impl WindowSampler {
         Ok(Self { config, windows: Windows::new(&intervals, config.length as u64)? })
     }
 
+    /// Bases in a window.
+    pub fn length(&self) -> usize {
+        self.config.length
+    }
+
     /// How many different windows can be drawn, strands not counted.
     pub fn windows(&self) -> u64 {
         self.windows.count()

@@ -30,6 +30,12 @@ pub struct PretrainConfig {
     pub train: TrainConfig,
     /// Windows and the split.
     pub data: DataConfig,
+    /// Training begins with shorter windows; null for none of that.
+    #[serde(default)]
+    pub length_warmup: Option<LengthWarmup>,
+    /// Whether blocks are computed again in the backward pass: less memory, a third more work, the same bits.
+    #[serde(default)]
+    pub recompute: bool,
 }
 
 /// Windows, and what is held out.
@@ -52,6 +58,37 @@ pub struct DataConfig {
     pub max_valid_windows: Option<usize>,
 }
 
+/// Training windows that double in length until they have [`DataConfig::length`] bases, with as many more of them in a
+/// batch while they are shorter: every step sees about the same number of bases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LengthWarmup {
+    /// Bases in the first windows.
+    pub from: usize,
+    /// Steps until windows have their full length.
+    pub steps: u64,
+}
+
+impl LengthWarmup {
+    /// The lengths that windows of finally `full` bases have, one after the other.
+    pub fn lengths(&self, full: usize) -> Vec<usize> {
+        let mut lengths: Vec<usize> = std::iter::successors(Some(self.from.max(1)), |n| n.checked_mul(2))
+            .take_while(|&n| n < full)
+            .collect();
+        lengths.push(full);
+        lengths
+    }
+
+    /// Which of the lengths a step has.
+    pub fn stage(&self, step: u64, full: usize) -> usize {
+        let shorter = self.lengths(full).len() - 1;
+        match step >= self.steps {
+            true => shorter,
+            false => (u128::from(step) * shorter as u128 / u128::from(self.steps)) as usize,
+        }
+    }
+}
+
 impl Default for DataConfig {
     fn default() -> Self {
         Self {
@@ -68,8 +105,9 @@ impl Default for DataConfig {
 
 /// Seed of the held-out masks.
 const HELD_OUT_MASK_SEED: u64 = 0;
-/// Windows that are scored at once.
+/// Windows that are scored at once, and the bases in them unless one has more.
 const SCORE_BATCH: usize = 8;
+const SCORE_BASES: usize = 8 * 1024;
 
 /// A genome split into what is trained on and what is held out.
 #[derive(Debug)]
@@ -150,8 +188,9 @@ impl PretrainData {
         device: &Device,
         mut seen: impl FnMut(usize),
     ) -> mamba_core::Result<HeldOutScore> {
-        let (mut nats, mut right, mut bases) = (0.0, 0, 0);
-        for (i, batch) in windows.chunks(SCORE_BATCH).enumerate() {
+        let (mut nats, mut right, mut bases, mut done) = (0.0, 0, 0, 0);
+        let at_once = (SCORE_BASES / self.length.max(1)).clamp(1, SCORE_BATCH);
+        for batch in windows.chunks(at_once) {
             let longest = batch.iter().map(Interval::len).max().unwrap_or(0);
             let lengths: Vec<usize> = batch.iter().map(Interval::len).collect();
             let (mut input_ids, mut labels) = (Vec::new(), Vec::new());
@@ -173,7 +212,8 @@ impl PretrainData {
             let hits = likeliest.iter().zip(&labels).filter(|&(a, b)| a == b && *b != pad_token_id).count();
             right += hits;
             bases += chosen;
-            seen(i * SCORE_BATCH + batch.len());
+            done += batch.len();
+            seen(done);
         }
         if bases == 0 {
             return Err(mamba_core::Error::other(Error::NoPositions {
@@ -240,7 +280,8 @@ pub struct Pretraining<'a> {
     data: &'a PretrainData,
     params: Params,
     model: CaduceusForMaskedLm,
-    sampler: WindowSampler,
+    /// One for each length of the warm-up, the last of full length.
+    samplers: Vec<WindowSampler>,
     valid: Vec<Interval>,
     device: Device,
 }
@@ -252,18 +293,31 @@ impl<'a> Pretraining<'a> {
     /// Settings that make no model, checkpoints that do not fit it, a genome without a training window.
     pub fn new(cfg: &'a PretrainConfig, data: &'a PretrainData, params: Params) -> mamba_core::Result<Self> {
         let other = mamba_core::Error::other;
-        let sampler = SamplerConfig {
-            length: cfg.data.length,
-            max_n_share: cfg.data.max_n_share,
-            // PS sees both strands at once; Ph learns them by augmentation.
-            reverse_complement: !cfg.model.rcps,
+        let lengths = match &cfg.length_warmup {
+            None => vec![cfg.data.length],
+            Some(warmup) if warmup.from == 0 || warmup.from > cfg.data.length => {
+                return Err(mamba_core::Error::Config(format!(
+                    "length_warmup.from is {}: expected 1 to the full length of {}",
+                    warmup.from, cfg.data.length
+                )));
+            }
+            Some(warmup) => warmup.lengths(cfg.data.length),
         };
-        let sampler = WindowSampler::new(&data.genome, &data.split.train, sampler).map_err(other)?;
-        let model = CaduceusForMaskedLm::new(&cfg.model, &params.builder())?;
+        let sampler = |length: usize| {
+            let sampler = SamplerConfig {
+                length,
+                max_n_share: cfg.data.max_n_share,
+                // PS sees both strands at once; Ph learns them by augmentation.
+                reverse_complement: !cfg.model.rcps,
+            };
+            WindowSampler::new(&data.genome, &data.split.train, sampler).map_err(other)
+        };
+        let samplers = lengths.into_iter().map(sampler).collect::<mamba_core::Result<_>>()?;
+        let model = CaduceusForMaskedLm::new(&cfg.model, &params.builder())?.recomputed(cfg.recompute);
         params.check()?;
         let device = params.device().clone();
         let valid = data.valid_windows(cfg.data.max_valid_windows);
-        Ok(Self { cfg, data, params, model, sampler, valid, device })
+        Ok(Self { cfg, data, params, model, samplers, valid, device })
     }
 
     /// The model with its present weights.
@@ -282,13 +336,17 @@ impl Task for Pretraining<'_> {
     }
 
     fn train_step(&mut self, step: u64, micro: usize) -> mamba_core::Result<StepLoss> {
-        let (batch, length, seed) = (self.cfg.train.batch_size, self.cfg.data.length, self.cfg.train.seed);
+        let (full, seed) = (self.cfg.data.length, self.cfg.train.seed);
+        let stage = self.cfg.length_warmup.map_or(0, |warmup| warmup.stage(step, full));
+        let sampler = &self.samplers[stage];
+        let length = sampler.length();
+        let batch = self.cfg.train.batch_size * (full / length);
         let mut ids = vec![0u8; length];
         let (mut input_ids, mut labels) = (vec![0u32; batch * length], vec![0u32; batch * length]);
         let rows = input_ids.chunks_exact_mut(length).zip(labels.chunks_exact_mut(length));
         for (i, (input_ids, labels)) in rows.enumerate() {
             let row = (micro * batch + i) as u64;
-            self.sampler.sample(&self.data.genome, seed, step, row, &mut ids);
+            sampler.sample(&self.data.genome, seed, step, row, &mut ids);
             mask_row(&ids, &MaskConfig::TRAIN, (seed, step, row), input_ids, labels);
         }
         let input_ids = Tensor::from_vec(input_ids, (batch, length), &self.device)?;
@@ -312,6 +370,9 @@ impl Task for Pretraining<'_> {
     /// Of the bases and the settings that decide the split.
     fn data_fingerprint(&self) -> String {
         let mut text = format!("{:?}", self.cfg.data);
+        if let Some(warmup) = self.cfg.length_warmup {
+            text.push_str(&format!(" {warmup:?}"));
+        }
         for record in self.data.genome.records() {
             text.push_str(&format!(" {} {}", record.name, mamba_datasets::job::sha256(&record.ids)));
         }

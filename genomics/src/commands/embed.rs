@@ -78,9 +78,10 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t, value_name = "STRANDS", help_heading = "Vectors")]
     strand: StrandChoice,
 
-    /// Bases that the model sees at once; longer records are cut into windows of this length
-    #[arg(long, default_value_t = 8192, value_name = "BASES", help_heading = "Vectors")]
-    window: usize,
+    /// Bases that the model sees at once; longer records are cut into windows of this length. none: the model sees each
+    /// record whole, in memory of 8 bytes for each base and channel (1 Mbp at d_model 256: 2 GiB)
+    #[arg(long, default_value = "8192", value_name = "BASES|none", help_heading = "Vectors")]
+    window: WindowChoice,
 
     /// Bases that neighbouring windows share; of a record's vector half on each side is context only
     #[arg(long, default_value_t = 512, value_name = "BASES", help_heading = "Vectors")]
@@ -119,7 +120,7 @@ impl Args {
             pooling: Pool::default(),
             layer: Layer::default(),
             strand: StrandChoice::default(),
-            window: 1024,
+            window: WindowChoice(Some(1024)),
             overlap: 0,
             batch_tokens: 16_384,
             shard: None,
@@ -129,6 +130,27 @@ impl Args {
         }
     }
 }
+
+/// Bases in a window; none for whole records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct WindowChoice(Option<usize>);
+
+impl std::str::FromStr for WindowChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "none" => Ok(Self(None)),
+            _ => text
+                .parse()
+                .map(|n| Self(Some(n)))
+                .map_err(|_| "expected \"none\" or a number of bases".into()),
+        }
+    }
+}
+
+/// Bases of a whole record that go through the model together.
+const CHUNK: usize = 1 << 15;
 
 /// What gets a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, clap::ValueEnum)]
@@ -172,7 +194,14 @@ struct Outcome {
 }
 
 fn embed(args: &Args, device: &candle_core::Device) -> Result<Outcome> {
-    let spec = WindowSpec::new(args.window, args.overlap).map_err(usage)?;
+    let spec = match args.window {
+        WindowChoice(Some(window)) => WindowSpec::new(window, args.overlap),
+        WindowChoice(None) => WindowSpec::new(u32::MAX as usize, 0),
+    };
+    let spec = spec.map_err(usage)?;
+    if args.window == WindowChoice(None) && args.per == Per::Window {
+        return Err(usage("--per window needs a window: --window none sees each record whole").into());
+    }
     let (directory, format) = destination(args)?;
     if args.per == Per::Window && args.pooling == Pool::None {
         return Err(usage(
@@ -194,7 +223,10 @@ fn embed(args: &Args, device: &candle_core::Device) -> Result<Outcome> {
     let checkpoint = CaduceusCheckpoint::open(args.checkpoint.as_deref())
         .hint("train a model with `mamba-genomics train`, or leave --checkpoint out for the bundled one")?;
     let options = EmbedOptions { pooling: args.pooling, layer: args.layer, strand: args.strand };
-    let embedder = Embedder::new(&checkpoint, options, args.common.dtype(), device)?;
+    let mut embedder = Embedder::new(&checkpoint, options, args.common.dtype(), device)?;
+    if args.window == WindowChoice(None) {
+        embedder = embedder.in_chunks_of(CHUNK);
+    }
     let regions = args.regions.as_deref().map(|argument| open_regions(&args.inputs, argument)).transpose()?;
     let region_list: Option<Arc<[Region]>> = regions.as_ref().map(|(_, regions)| regions.as_slice().into());
 
@@ -251,7 +283,7 @@ fn destination(args: &Args) -> Result<(bool, job::Format)> {
 }
 
 /// Input that can be read only once.
-fn is_stream(path: &Path) -> bool {
+pub(crate) fn is_stream(path: &Path) -> bool {
     path == Path::new("-") || path.metadata().is_ok_and(|meta| !meta.is_file() && !meta.is_dir())
 }
 
@@ -293,7 +325,7 @@ fn fingerprint(
         .add_hash("version", env!("CARGO_PKG_VERSION"))
         .set_config(&json!({
             "per": args.per, "pooling": args.pooling, "layer": args.layer, "strand": args.strand,
-            "window": args.window, "overlap": args.overlap, "regions": regions,
+            "window": args.window.0, "overlap": args.window.0.map(|_| args.overlap), "regions": regions,
             "dtype": format!("{:?}", args.common.dtype).to_lowercase(),
             "part_bases": directory.then_some(args.part_bases),
         }))?;
@@ -340,17 +372,17 @@ fn counts_json(counts: &SequenceCounts) -> serde_json::Value {
     json.into()
 }
 
-fn plural(n: u64, what: &str) -> String {
+pub(crate) fn plural(n: u64, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 /// A wrong flag: exit code 2.
-fn usage(error: impl ToString) -> Error {
+pub(crate) fn usage(error: impl ToString) -> Error {
     Error::Config(error.to_string())
 }
 
 /// Adds what the user could do about an error.
-fn with_hint(error: anyhow::Error) -> anyhow::Error {
+pub(crate) fn with_hint(error: anyhow::Error) -> anyhow::Error {
     use mamba_datasets::Error as Output;
     let hint = match (error.downcast_ref::<mamba_genomics::Error>(), error.downcast_ref::<Output>()) {
         (Some(input), _) => input.hint(),

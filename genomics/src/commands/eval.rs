@@ -54,7 +54,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     });
     data.length = args.length.unwrap_or(data.length);
     data.test = args.test.unwrap_or(data.test);
-    let cfg = PretrainConfig { model: loaded.parse_config()?, train: TrainConfig::default(), data };
+    let (model, train) = (loaded.parse_config()?, TrainConfig::default());
+    let cfg = PretrainConfig { model, train, data, length_warmup: None, recompute: false };
     let genome = genome(&args.fasta)?;
     let data = PretrainData::new(genome, &cfg.data)?;
     let (score, table) = test_table(&cfg, &data, &args.checkpoint, &device, &args.common)?;

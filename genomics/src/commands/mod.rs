@@ -6,8 +6,10 @@ pub(crate) mod finetune;
 pub(crate) mod info;
 pub(crate) mod predict;
 mod predictions;
+pub(crate) mod protein;
 pub(crate) mod quickstart;
 pub(crate) mod train;
+pub(crate) mod variants;
 
 use std::path::{Path, PathBuf};
 

@@ -7,7 +7,9 @@ use mamba_core::train::{self, Console, Outcome, Stop, TrainConfig};
 use mamba_core::{Params, checkpoint};
 use mamba_genomics::fasta::FastaOptions;
 use mamba_genomics::genome::Genome;
-use mamba_genomics::task::{DataConfig, HeldOutScore, PretrainConfig, PretrainData, Pretraining};
+use mamba_genomics::task::{
+    DataConfig, HeldOutScore, LengthWarmup, PretrainConfig, PretrainData, Pretraining,
+};
 use mamba_genomics::{CaduceusConfig, CaduceusForMaskedLm};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -18,6 +20,7 @@ use std::process::ExitCode;
     mamba-genomics train --out runs/lambda --minutes 2\n  \
     mamba-genomics train genome.fa.gz --out runs/genome --preset base --steps 5000\n  \
     mamba-genomics train ecoli-536 --out runs/ecoli    (a set of `mamba-genomics datasets list`)\n  \
+    mamba-genomics train genome.fa.gz --out runs/long --length 131072 --warmup-length 1024 --batch 1 --recompute\n  \
     mamba-genomics train genome.fa.gz --out runs/genome --resume")]
 pub(crate) struct Args {
     /// FASTA files, plain, gzip or bgzip, or names of data sets [default: the bundled genome of phage lambda]
@@ -56,6 +59,14 @@ pub(crate) struct Args {
     #[arg(long, value_name = "BASES")]
     length: Option<usize>,
 
+    /// Begin with windows of so many bases, which double until they have --length, in the first half of the steps
+    #[arg(long, value_name = "BASES")]
+    warmup_length: Option<usize>,
+
+    /// Compute each block again in the backward pass: long windows in less memory, for a third more time
+    #[arg(long)]
+    recompute: bool,
+
     /// Windows in a batch
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
@@ -85,6 +96,8 @@ impl Args {
             steps: None,
             minutes: Some(minutes),
             length: None,
+            warmup_length: None,
+            recompute: false,
             batch: None,
             learning_rate: None,
             settings,
@@ -114,7 +127,13 @@ impl Args {
             true => DataConfig { length: 256, valid: 0.1, test: 0.1, ..DataConfig::default() },
             false => DataConfig::default(),
         };
-        let mut cfg = self.settings.resolve(&PretrainConfig { model, train, data })?;
+        let mut cfg = self.settings.resolve(&PretrainConfig {
+            model,
+            train,
+            data,
+            length_warmup: None,
+            recompute: false,
+        })?;
         let train = &mut cfg.train;
         train.seed = self.settings.seed.unwrap_or(train.seed);
         train.steps = self.steps.unwrap_or(train.steps);
@@ -122,6 +141,10 @@ impl Args {
         train.learning_rate = self.learning_rate.unwrap_or(train.learning_rate);
         train.max_minutes = self.minutes.or(train.max_minutes);
         cfg.data.length = self.length.unwrap_or(cfg.data.length);
+        if let Some(from) = self.warmup_length {
+            cfg.length_warmup = Some(LengthWarmup { from, steps: cfg.train.steps / 2 });
+        }
+        cfg.recompute |= self.recompute;
         cfg.model.validate()?;
         Ok(cfg)
     }
