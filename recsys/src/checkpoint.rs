@@ -134,7 +134,7 @@ pub fn write_items(dir: &Path, items: &ItemMap, counts: &[u64]) -> Result<()> {
 }
 
 /// The items and their counts, which have a place for padding.
-fn read_items(path: &Path) -> Result<(ItemMap, Vec<u64>)> {
+pub(crate) fn read_items(path: &Path) -> Result<(ItemMap, Vec<u64>)> {
     let problem = |e: &dyn std::fmt::Display| Error::other(DataError::file(path, e));
     let file = std::fs::File::open(path).map_err(|e| Error::other(DataError::io("open", path)(e)))?;
     let frame = ParquetReader::new(file).finish().map_err(|e| problem(&e))?;

@@ -48,13 +48,15 @@ pub struct ObjectiveConfig {
     pub loss: Loss,
     /// Where it is taken.
     pub positions: Positions,
+    /// With `all` positions: items that a chunk of a history longer than `max_length` reads before its first loss.
+    pub context: usize,
     /// Items that each batch draws for `sampled_softmax`.
     pub negatives: usize,
 }
 
 impl Default for ObjectiveConfig {
     fn default() -> Self {
-        Self { loss: Loss::Softmax, positions: Positions::All, negatives: 1024 }
+        Self { loss: Loss::Softmax, positions: Positions::All, context: 0, negatives: 1024 }
     }
 }
 
@@ -94,6 +96,17 @@ impl RunConfig {
         self.model.validate()?;
         if self.data.max_length == 0 {
             return Err(Error::Config("data.max_length must be at least 1".into()));
+        }
+        let (context, longest) = (self.objective.context, self.data.max_length);
+        if context >= longest {
+            let problem = format!("objective.context {context} must be below data.max_length {longest}");
+            return Err(Error::Config(problem));
+        }
+        if self.objective.positions == Positions::All && !self.model.is_causal() {
+            let name = self.model.name();
+            return Err(Error::Config(format!(
+                "{name} sees the answers of all positions but the last: objective.positions must be \"last\""
+            )));
         }
         if self.objective.negatives == 0 {
             return Err(Error::Config("objective.negatives must be at least 1".into()));

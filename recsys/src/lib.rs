@@ -8,7 +8,8 @@
 //! - [`sampler`], [`task`]: packed training batches and the losses over them;
 //! - [`metrics`], [`eval`]: full ranking;
 //! - [`checkpoint`], [`recommender`]: a trained model at work;
-//! - [`score`]: recommendations for many users.
+//! - [`score`]: recommendations for many users;
+//! - [`knowledge`]: knowledge tracing with Mamba4KT.
 
 pub mod baselines;
 pub mod checkpoint;
@@ -17,6 +18,7 @@ pub mod data;
 pub mod error;
 pub mod eval;
 pub mod ids;
+pub mod knowledge;
 pub mod metrics;
 pub mod models;
 pub mod recommender;

@@ -19,8 +19,12 @@ enum Command {
     Train(commands::train::Args),
     /// Measure a model, or a baseline, on the held-out events of a log
     Eval(commands::eval::Args),
+    /// Put the results of several runs side by side, with mean and deviation over seeds
+    Compare(commands::compare::Args),
     /// Recommend items to every user of some event files: a batch job
     Score(commands::score::Args),
+    /// Knowledge tracing: from students' answers to the chance that the next one is right
+    Kt(commands::kt::Args),
     /// Say what is in a checkpoint
     Info(commands::info::Args),
     /// Public data sets: list, describe, download, import, verify
@@ -37,7 +41,9 @@ fn main() -> ExitCode {
     mamba_core::cli::run_main(|| match cli.command {
         Command::Train(args) => commands::train::run(args),
         Command::Eval(args) => commands::eval::run(args),
+        Command::Compare(args) => commands::compare::run(args),
         Command::Score(args) => commands::score::run(args),
+        Command::Kt(args) => commands::kt::run(args),
         Command::Info(args) => commands::info::run(args),
         Command::Datasets(args) => {
             args.run()?;

@@ -101,12 +101,14 @@ impl Recommender {
         Ok(self.recurrent()?.new_state())
     }
 
-    /// Rows and columns of each layer's states, of the convolution and of the scan.
+    /// A state after one item: its parts have the shapes that those of any state have.
     ///
     /// # Errors
     /// A model that has none.
-    pub fn state_shapes(&self) -> mamba_core::Result<Vec<[(usize, usize); 2]>> {
-        Ok(self.recurrent()?.state_shapes())
+    pub fn example_state(&self) -> mamba_core::Result<Mamba4RecState> {
+        let mut state = self.new_state()?;
+        self.encode_from(&[&[0]], &mut state)?;
+        Ok(state)
     }
 
     /// One vector for each history, `(histories, d)`, after its *new* items, all of them; the states move on. Nothing may
@@ -136,9 +138,11 @@ impl Recommender {
         match &self.model {
             Model::Mamba4Rec(model) => Ok(model),
             other => {
-                let name = other.name();
-                let problem = format!("{name} keeps no state of constant size; states need mamba4rec");
-                Err(mamba_core::Error::Config(problem))
+                let (name, why) = match other.is_causal() {
+                    true => (other.name(), "keeps no state of constant size"),
+                    false => (other.name(), "reads every history in both directions, so that none can go on"),
+                };
+                Err(mamba_core::Error::Config(format!("{name} {why}; states need mamba4rec")))
             }
         }
     }

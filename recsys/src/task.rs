@@ -58,8 +58,8 @@ impl<'a> Training<'a> {
         let n_items = data.dataset.items.n_items();
         let model = Model::new(&cfg.model, n_items, cfg.data.max_length, &params.builder())?;
         params.check()?;
-        let (positions, seed) = (cfg.objective.positions, cfg.train.seed);
-        let sampler = Sampler::new(&data.dataset, &data.split, positions, cfg.data.max_length, seed);
+        let (objective, seed) = (&cfg.objective, cfg.train.seed);
+        let sampler = Sampler::new(&data.dataset, &data.split, objective, cfg.data.max_length, seed);
         let device = params.device().clone();
         Ok(Self { cfg, data, params, model, sampler, device })
     }

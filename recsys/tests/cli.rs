@@ -39,6 +39,23 @@ fn train_eval_score_and_info_follow_one_another() {
     let evaluated = json(dir, "eval --data log.csv --checkpoint run --format json --quiet");
     assert_eq!(trained["test"], evaluated["test"]);
     assert_eq!(evaluated["test"][0]["metrics"]["queries"], 40);
+    json(dir, &format!("train --data log.csv --out other --seed 1 --epochs 1 --format json {SMALL}"));
+    let compared = program(dir, "compare run other --format json").output().unwrap().stdout;
+    let rows: Vec<serde_json::Value> =
+        compared.split(|&b| b == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
+    let runs = |model: &str| rows.iter().find(|row| row["model"] == model).unwrap()["runs"].clone();
+    assert_eq!((rows.len(), runs("mamba4rec"), runs("popularity")), (3, 2.into(), 1.into()));
+    program(dir, "compare run").assert().success().stdout(contains("mamba4rec"));
+    program(dir, "compare nowhere").assert().code(1).stderr(contains("results.json"));
+    let whole = json(dir, "eval --data log.csv --checkpoint run --whole-history --format json --quiet");
+    assert_eq!(
+        (&whole["test"][0], &whole["test"][1]["model"]),
+        (&evaluated["test"][0], &"whole history".into())
+    );
+    assert_eq!(
+        whole["test"][0]["metrics"], whole["test"][1]["metrics"],
+        "no history is longer than the window"
+    );
     let info = json(dir, "info run --format json");
     assert_eq!((&info["items"], &info["config"]["max_length"]), (&10.into(), &20.into()));
 
@@ -132,6 +149,10 @@ fn mistakes_say_what_to_do() {
     fails("train --data nothing.csv", 1, "cannot open nothing.csv");
     fails("train --data log.csv --user-column who", 1, "--user-column, --item-column");
     fails("train --data log.csv --set model.sise=3", 2, "--set model.sise=3");
+    let echo = "train --data log.csv --model echomamba4rec --set objective.positions=all";
+    fails(echo, 2, "objective.positions must be \"last\"");
+    fails("train --data log.csv --model sasrec --mixer mamba2", 2, "sasrec has no --mixer");
+    fails("train --data log.csv --set objective.context=200", 2, "objective.context 200 must be below");
     fails("train --data log.csv --model gru4rec", 2, "mamba4rec");
     fails("train --data log.csv --epochs 0", 2, "--epochs 0");
     fails("train --data log.csv --set data.filter.k_core=100", 1, "k_core is 100");
@@ -163,4 +184,36 @@ fn data_sets_are_logs_by_name() {
     let quick = "--set train.steps=2 --set data.filter.k_core=20 --format json";
     let trained = json(dir, &format!("train --data ml-latest-small --out run {quick} {SMALL}"));
     assert_eq!(trained["test"][0]["metrics"]["queries"], 595);
+}
+
+#[test]
+fn knowledge_is_traced_from_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let student = |i: usize| {
+        let answers: Vec<usize> = (0..12).map(|event| usize::from((i + event * event) % 3 > 0)).collect();
+        let skills: Vec<usize> = (0..12).map(|event| 10 + (i + event) % 4).collect();
+        let line = |values: &[usize]| values.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
+        format!("12\n{}\n{}\n", line(&skills), line(&answers))
+    };
+    std::fs::write(dir.join("a.csv"), (0..40).map(student).collect::<String>()).unwrap();
+    std::fs::write(dir.join("b.csv"), student(7) + "1\n99\n1\n").unwrap();
+    let small =
+        "--set model.hidden_size=8 --set model.mixer.d_state=4 --batch 8 --epochs 2 --quiet --format json";
+    let trained = json(dir, &format!("kt train --data a.csv --test b.csv --out run {small}"));
+    assert_eq!(trained["test"][0]["metrics"]["answers"], 13);
+    let evaluated = json(dir, "kt eval --data b.csv --checkpoint run --quiet --format json");
+    assert_eq!(trained["test"][0], evaluated["test"][0]);
+    let told = program(dir, "kt eval --data b.csv --checkpoint run").output().unwrap();
+    assert!(String::from_utf8_lossy(&told.stderr).contains("1 answers are to skills that the model"));
+    assert_eq!(
+        json(dir, &format!("kt train --data a.csv --out own {small}"))["test"][0]["metrics"]["answers"],
+        96
+    );
+    program(dir, "kt train --data b.csv --out few").assert().code(1);
+    program(dir, "eval --checkpoint run").assert().code(1).stderr(contains("config.json"));
+    program(dir, "kt eval --data c.csv --checkpoint run")
+        .assert()
+        .code(1)
+        .stderr(contains("cannot open c.csv"));
 }

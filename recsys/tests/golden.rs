@@ -22,7 +22,7 @@ fn config(case: &Case) -> Result<Mamba4RecConfig> {
         ..Mamba1Config::default()
     };
     let (hidden_size, num_layers) = (case.number("hidden_size")?, case.number("num_layers")?);
-    Ok(Mamba4RecConfig { hidden_size, num_layers, mixer, ..Mamba4RecConfig::default() })
+    Ok(Mamba4RecConfig { hidden_size, num_layers, mixer: mixer.into(), ..Mamba4RecConfig::default() })
 }
 
 fn ids(x: &Tensor) -> Result<Tensor> {

@@ -18,7 +18,8 @@ use std::process::ExitCode;
 #[derive(clap::Args)]
 #[command(
     after_help = "Full ranking: the right answer of every query among all items, ties counted against the model.\n\n\
-    Example:\n  mamba-recsys eval --data ml-100k.inter --checkpoint runs/ml-100k"
+    Examples:\n  mamba-recsys eval --data ml-100k --checkpoint runs/ml-100k\n  \
+    mamba-recsys eval --data ml-1m --checkpoint runs/ml-1m --whole-history"
 )]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -35,6 +36,10 @@ pub(crate) struct Args {
     /// Most items of a history that the model sees [default: as the run]
     #[arg(long, value_name = "ITEMS")]
     max_length: Option<usize>,
+
+    /// Measure the model on whole histories too, however long, beside the window that it was trained with
+    #[arg(long, conflicts_with = "max_length")]
+    whole_history: bool,
 
     /// Measure on the validation events instead of the test events
     #[arg(long)]
@@ -72,6 +77,11 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let recommender = checkpoint.recommender(args.max_length, args.common.dtype(), &device)?;
     let mut table = Table::new(&cfg, &data);
     table.add(cfg.model.name(), test(&recommender, &data, &cfg.eval, &args.common)?);
+    if args.whole_history {
+        let longest = data.dataset.sequences.iter().map(Vec::len).max().unwrap_or(1);
+        let whole = recommender.with_max_length(longest)?;
+        table.add("whole history", test(&whole, &data, &cfg.eval, &args.common)?);
+    }
     table.add_baselines(&args.common)?;
     table.print(&args.common);
     Ok(ExitCode::SUCCESS)
@@ -120,15 +130,16 @@ impl<'a> Table<'a> {
         Ok(())
     }
 
+    /// As JSON.
+    pub(crate) fn rows(&self) -> Vec<Value> {
+        let row = |(name, metrics): &(String, Metrics)| json!({ "model": name, "metrics": metrics });
+        self.rows.iter().map(row).collect()
+    }
+
     /// On stdout, for people or as JSON.
     pub(crate) fn print(&self, common: &CommonArgs) {
         if common.format == Format::Json {
-            let rows: Vec<Value> = self
-                .rows
-                .iter()
-                .map(|(name, metrics)| json!({ "model": name, "metrics": metrics }))
-                .collect();
-            println!("{}", json!({ "exclude_seen": self.cfg.eval.exclude_seen, "test": rows }));
+            println!("{}", json!({ "exclude_seen": self.cfg.eval.exclude_seen, "test": self.rows() }));
             return;
         }
         let seen = if self.cfg.eval.exclude_seen { "seen ones left out" } else { "seen ones too" };

@@ -1,5 +1,6 @@
 //! `train`: a model on an interaction log.
 
+use super::compare::{data_name, save_results};
 use super::eval::{Table, test};
 use super::log::LogArgs;
 use anyhow::Result;
@@ -7,10 +8,10 @@ use mamba_core::cli::{CommonArgs, HintExt, SettingsArgs};
 use mamba_core::optim::Decay;
 use mamba_core::run_folder::{RunFolder, RunInfo};
 use mamba_core::train::{self, Console, Outcome, Stop, Task, TrainConfig};
-use mamba_core::{Error, Params};
+use mamba_core::{Error, Mamba2Config, Params};
 use mamba_recsys::ModelConfig;
 use mamba_recsys::checkpoint::{RecCheckpoint, write_items};
-use mamba_recsys::config::{DataConfig, EvalConfig, ObjectiveConfig, RunConfig};
+use mamba_recsys::config::{DataConfig, EvalConfig, ObjectiveConfig, Positions, RunConfig};
 use mamba_recsys::data::{Dataset, Log, Split};
 use mamba_recsys::sampler::Sampler;
 use mamba_recsys::task::{Training, TrainingData};
@@ -39,6 +40,10 @@ pub(crate) struct Args {
     /// The model
     #[arg(long, value_name = "NAME", default_value = "mamba4rec", value_parser = ModelConfig::NAMES)]
     model: String,
+
+    /// Mixer of mamba4rec and echomamba4rec: Mamba-1, as in their papers, or Mamba-2
+    #[arg(long, value_name = "KIND", default_value = "mamba1", value_parser = ["mamba1", "mamba2"])]
+    mixer: String,
 
     /// Passes over the training events at most
     #[arg(long, value_name = "N")]
@@ -74,10 +79,16 @@ impl Args {
     /// Preset, then file, then `--set`, then the flags of their own. Steps and evaluations follow the length of an epoch,
     /// which the data decides, so the settings of the data are resolved first.
     fn resolve(&self, log: &Log) -> Result<RunConfig> {
-        let model = ModelConfig::named(&self.model).ok_or_else(|| Error::Config("unknown model".into()))?;
+        let mut model =
+            ModelConfig::named(&self.model).ok_or_else(|| Error::Config("unknown model".into()))?;
+        if self.mixer == "mamba2" {
+            let name = model.name();
+            let mixer = model.mixer_mut().ok_or_else(|| Error::Config(format!("{name} has no --mixer")))?;
+            *mixer = Mamba2Config { d_state: 32, headdim: 32, ..Mamba2Config::default() }.into();
+        }
         let sample = self.log.data.is_empty();
         let train = TrainConfig {
-            batch_size: 64,
+            batch_size: if model.is_causal() { 64 } else { 512 },
             learning_rate: if sample { 3e-3 } else { 1e-3 },
             weight_decay: 0.0,
             betas: (0.9, 0.999),
@@ -89,15 +100,17 @@ impl Args {
             ..TrainConfig::default()
         };
         let data = DataConfig { max_length: self.max_length.unwrap_or(200), ..DataConfig::default() };
-        let (objective, eval) = (ObjectiveConfig::default(), EvalConfig::default());
+        let positions = if model.is_causal() { Positions::All } else { Positions::Last };
+        let (objective, eval) =
+            (ObjectiveConfig { positions, ..ObjectiveConfig::default() }, EvalConfig::default());
         let mut cfg = RunConfig { model, data, objective, eval, train };
 
         let first = self.with_flags(self.settings.resolve(&cfg)?);
         let dataset = Dataset::new(log, &first.data.filter)?;
         let split = Split::new(&dataset, &first.data.split)?;
-        let (positions, length) = (first.objective.positions, first.data.max_length.max(1));
-        let epoch = Sampler::new(&dataset, &split, positions, length, 0)
-            .steps_per_epoch(first.train.batch_size.max(1));
+        let length = first.data.max_length.max(1);
+        let sampler = Sampler::new(&dataset, &split, &first.objective, length, 0);
+        let epoch = sampler.steps_per_epoch(first.train.batch_size.max(1));
         let epochs = self.epochs.unwrap_or(EPOCHS[usize::from(sample)]);
         if !(epochs > 0.0 && epochs.is_finite()) {
             return Err(Error::Config(format!("--epochs {epochs}: must be above 0")).into());
@@ -172,6 +185,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     table.add(cfg.model.name(), test(&recommender, &data, &cfg.eval, &args.common)?);
     table.add_baselines(&args.common)?;
     table.print(&args.common);
+    let data_name = data_name(&args.log.data, "generated sample");
+    save_results(&args.out, &data_name, cfg.train.seed, &table.rows())?;
     let out = args.out.display();
     console.note(&format!("run in {out}: model, items, metrics, {out}/loss.svg"));
     Ok(ExitCode::SUCCESS)

@@ -10,13 +10,14 @@
 //! There is no position embedding: the state carries the order. Padding is an item like any other to the published
 //! code; here sequences are packed and never meet any. Parameter names and initialisation are those of the published
 //! code under RecBole, which draws *every* linear weight from N(0, 0.02²) and zeroes every linear bias, also inside
-//! Mamba, whose step sizes thus start at softplus(0) = 0.69; `"initialization": "mamba"` keeps Mamba's own.
+//! Mamba, whose step sizes thus start at softplus(0) = 0.69; `"initialization": "mamba"` keeps Mamba's own. The mixer
+//! may be Mamba-2 as well.
 
-use super::parts::{Dropout, FeedForward, INIT_STD, LayerNorm};
+use super::parts::{Dropout, FeedForward, INIT_STD, Initialization, LayerNorm, new_mixer};
 use candle_core::{Module, Result, Tensor};
-use mamba_core::mamba1::Pass;
+use mamba_core::mixer::Pass;
 use mamba_core::nn::Embedding;
-use mamba_core::{Error, Init, Mamba1, Mamba1Config, Mamba1State, ParamBuilder, Rng};
+use mamba_core::{Error, Init, Mamba1Config, Mixer, MixerConfig, MixerState, ParamBuilder, Rng};
 use mamba_kernels::Segments;
 use serde::{Deserialize, Serialize};
 
@@ -32,19 +33,8 @@ pub struct Mamba4RecConfig {
     pub dropout_prob: f64,
     /// Initial weights of the mixers.
     pub initialization: Initialization,
-    /// The mixers.
-    pub mixer: Mamba1Config,
-}
-
-/// Initial weights of the mixers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Initialization {
-    /// As the published code: N(0, 0.02²) and zeros, step sizes included.
-    #[default]
-    RecBole,
-    /// Mamba's own.
-    Mamba,
+    /// The mixers; Mamba-1 in the paper.
+    pub mixer: MixerConfig,
 }
 
 impl Default for Mamba4RecConfig {
@@ -54,7 +44,7 @@ impl Default for Mamba4RecConfig {
             num_layers: 1,
             dropout_prob: 0.2,
             initialization: Initialization::default(),
-            mixer: Mamba1Config { d_state: 32, ..Mamba1Config::default() },
+            mixer: Mamba1Config { d_state: 32, ..Mamba1Config::default() }.into(),
         }
     }
 }
@@ -80,13 +70,12 @@ pub struct Mamba4Rec {
     item_embedding: Embedding,
     norm: LayerNorm,
     layers: Vec<Layer>,
-    mixer: Mamba1Config,
     dropout_prob: f64,
 }
 
 #[derive(Clone, Debug)]
 struct Layer {
-    mamba: Mamba1,
+    mamba: Mixer,
     norm: LayerNorm,
     ffn: FeedForward,
 }
@@ -95,7 +84,7 @@ struct Layer {
 #[derive(Clone, Debug)]
 pub struct Mamba4RecState {
     /// The mixers' states, layer by layer.
-    pub layers: Vec<Mamba1State>,
+    pub layers: Vec<MixerState>,
 }
 
 impl Mamba4Rec {
@@ -106,11 +95,8 @@ impl Mamba4Rec {
         let table = pb.pp("item_embedding").get((n_items, d), "weight", Init::Normal { std: INIT_STD })?;
         let layer = |i: usize| {
             let pb = pb.pp("mamba_layers").pp(i);
-            if cfg.initialization == Initialization::RecBole {
-                initialise_as_recbole(d, &cfg.mixer, &pb.pp("mamba"))?;
-            }
             Ok(Layer {
-                mamba: Mamba1::new(d, &cfg.mixer, 1, &pb.pp("mamba"))?,
+                mamba: new_mixer(d, &cfg.mixer, cfg.initialization, &pb.pp("mamba"))?,
                 norm: LayerNorm::new(d, &pb.pp("LayerNorm"))?,
                 ffn: FeedForward::new(d, 4 * d, ["w_1", "w_2", "LayerNorm"], &pb.pp("ffn"))?,
             })
@@ -119,7 +105,6 @@ impl Mamba4Rec {
             item_embedding: Embedding::from_tensor(table),
             norm: LayerNorm::new(d, &pb.pp("LayerNorm"))?,
             layers: (0..cfg.num_layers).map(layer).collect::<Result<_>>()?,
-            mixer: cfg.mixer.clone(),
             dropout_prob: cfg.dropout_prob,
         })
     }
@@ -153,31 +138,8 @@ impl Mamba4Rec {
         Ok(hidden)
     }
 
-    /// Rows and columns of each layer's states: of the convolution `(d_conv - 1, d_inner)`, of the scan
-    /// `(d_inner, d_state)`.
-    pub fn state_shapes(&self) -> Vec<[(usize, usize); 2]> {
-        let Mamba1Config { d_conv, d_state, .. } = self.mixer;
-        let d_inner = self.mixer.d_inner(self.item_table().dims()[1]);
-        vec![[(d_conv - 1, d_inner), (d_inner, d_state)]; self.layers.len()]
-    }
-
     /// The state before the first item.
     pub fn new_state(&self) -> Mamba4RecState {
-        Mamba4RecState { layers: vec![Mamba1State::default(); self.layers.len()] }
+        Mamba4RecState { layers: vec![MixerState::new(); self.layers.len()] }
     }
-}
-
-/// Creates the mixer's linear maps; [`Mamba1::new`] then finds them, and adds the rest with Mamba's own values.
-fn initialise_as_recbole(d: usize, cfg: &Mamba1Config, pb: &ParamBuilder) -> Result<()> {
-    let (inner, rank) = (cfg.d_inner(d), cfg.dt_rank.resolve(d));
-    for (name, shape) in [
-        ("in_proj", (2 * inner, d)),
-        ("x_proj", (rank + 2 * cfg.d_state, inner)),
-        ("dt_proj", (inner, rank)),
-        ("out_proj", (d, inner)),
-    ] {
-        pb.pp(name).get(shape, "weight", Init::Normal { std: INIT_STD })?;
-    }
-    pb.pp("dt_proj").get_no_decay(inner, "bias", Init::Zeros)?;
-    Ok(())
 }

@@ -3,17 +3,20 @@
 //! A model turns packed sequences of items into one vector for each position; the product of that vector with the item
 //! table scores every item as the next one.
 
+pub mod echo;
 pub mod mamba4rec;
-mod parts;
+pub(crate) mod parts;
 pub mod recmamba;
 pub mod sasrec;
 
+pub use echo::{EchoMamba4Rec, EchoMamba4RecConfig};
 pub use mamba4rec::{Mamba4Rec, Mamba4RecConfig, Mamba4RecState};
+pub use parts::Initialization;
 pub use recmamba::{RecMamba, RecMambaConfig};
 pub use sasrec::{SasRec, SasRecConfig};
 
 use candle_core::{Result, Tensor};
-use mamba_core::{ParamBuilder, Rng};
+use mamba_core::{MixerConfig, ParamBuilder, Rng};
 use mamba_kernels::Segments;
 use serde::{Deserialize, Serialize};
 
@@ -27,11 +30,13 @@ pub enum ModelConfig {
     SasRec(SasRecConfig),
     /// [`RecMamba`].
     RecMamba(RecMambaConfig),
+    /// [`EchoMamba4Rec`].
+    EchoMamba4Rec(EchoMamba4RecConfig),
 }
 
 impl ModelConfig {
     /// The names that [`ModelConfig::named`] knows.
-    pub const NAMES: [&'static str; 3] = ["mamba4rec", "sasrec", "recmamba"];
+    pub const NAMES: [&'static str; 4] = ["mamba4rec", "sasrec", "recmamba", "echomamba4rec"];
 
     /// A model with its default hyper-parameters.
     pub fn named(name: &str) -> Option<Self> {
@@ -39,6 +44,7 @@ impl ModelConfig {
             "mamba4rec" => Self::Mamba4Rec(Mamba4RecConfig::default()),
             "sasrec" => Self::SasRec(SasRecConfig::default()),
             "recmamba" => Self::RecMamba(RecMambaConfig::default()),
+            "echomamba4rec" => Self::EchoMamba4Rec(EchoMamba4RecConfig::default()),
             _ => return None,
         })
     }
@@ -49,6 +55,21 @@ impl ModelConfig {
             Self::Mamba4Rec(_) => "mamba4rec",
             Self::SasRec(_) => "sasrec",
             Self::RecMamba(_) => "recmamba",
+            Self::EchoMamba4Rec(_) => "echomamba4rec",
+        }
+    }
+
+    /// Whether a position's vector depends on nothing after it.
+    pub fn is_causal(&self) -> bool {
+        !matches!(self, Self::EchoMamba4Rec(_))
+    }
+
+    /// The mixer that the model leaves to its configuration.
+    pub fn mixer_mut(&mut self) -> Option<&mut MixerConfig> {
+        match self {
+            Self::Mamba4Rec(cfg) => Some(&mut cfg.mixer),
+            Self::EchoMamba4Rec(cfg) => Some(&mut cfg.mixer),
+            Self::SasRec(_) | Self::RecMamba(_) => None,
         }
     }
 
@@ -58,6 +79,7 @@ impl ModelConfig {
             Self::Mamba4Rec(cfg) => cfg.validate(),
             Self::SasRec(cfg) => cfg.validate(),
             Self::RecMamba(cfg) => cfg.validate(),
+            Self::EchoMamba4Rec(cfg) => cfg.validate(),
         }
     }
 }
@@ -71,6 +93,8 @@ pub enum Model {
     SasRec(SasRec),
     /// [`RecMamba`].
     RecMamba(RecMamba),
+    /// [`EchoMamba4Rec`].
+    EchoMamba4Rec(EchoMamba4Rec),
 }
 
 impl Model {
@@ -80,6 +104,9 @@ impl Model {
             ModelConfig::Mamba4Rec(cfg) => Self::Mamba4Rec(Mamba4Rec::new(cfg, n_items, pb)?),
             ModelConfig::SasRec(cfg) => Self::SasRec(SasRec::new(cfg, n_items, max_length, pb)?),
             ModelConfig::RecMamba(cfg) => Self::RecMamba(RecMamba::new(cfg, n_items, max_length, pb)?),
+            ModelConfig::EchoMamba4Rec(cfg) => {
+                Self::EchoMamba4Rec(EchoMamba4Rec::new(cfg, n_items, max_length, pb)?)
+            }
         })
     }
 
@@ -89,6 +116,7 @@ impl Model {
             Self::Mamba4Rec(model) => model.forward(items, segments, rng, None),
             Self::SasRec(model) => model.forward(items, segments, rng),
             Self::RecMamba(model) => model.forward(items, segments, rng),
+            Self::EchoMamba4Rec(model) => model.forward(items, segments, rng),
         }
     }
 
@@ -98,15 +126,22 @@ impl Model {
             Self::Mamba4Rec(_) => "mamba4rec",
             Self::SasRec(_) => "sasrec",
             Self::RecMamba(_) => "recmamba",
+            Self::EchoMamba4Rec(_) => "echomamba4rec",
         }
     }
 
-    /// The longest sequence, of models that number positions; recurrent ones know none.
+    /// Whether a position's vector depends on nothing after it.
+    pub fn is_causal(&self) -> bool {
+        !matches!(self, Self::EchoMamba4Rec(_))
+    }
+
+    /// The longest sequence, of models that number positions or have a filter; recurrent ones know none.
     pub fn positions(&self) -> Option<usize> {
         match self {
             Self::Mamba4Rec(_) => None,
             Self::SasRec(model) => Some(model.positions()),
             Self::RecMamba(model) => Some(model.positions()),
+            Self::EchoMamba4Rec(model) => Some(model.positions()),
         }
     }
 
@@ -116,6 +151,7 @@ impl Model {
             Self::Mamba4Rec(model) => model.item_table(),
             Self::SasRec(model) => model.item_table(),
             Self::RecMamba(model) => model.item_table(),
+            Self::EchoMamba4Rec(model) => model.item_table(),
         }
     }
 }

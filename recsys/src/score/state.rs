@@ -14,7 +14,7 @@ use crate::checkpoint::RecCheckpoint;
 use crate::error::{Error, Result};
 use crate::models::Mamba4RecState;
 use candle_core::{Device, Tensor};
-use mamba_core::Mamba1State;
+use mamba_core::MixerState;
 use mamba_core::checkpoint::save_safetensors;
 use mamba_datasets::AtomicFile;
 use serde::{Deserialize, Serialize};
@@ -45,7 +45,7 @@ pub struct Memory {
     pub seen: Vec<u32>,
     /// The vector after the last item.
     pub hidden: Vec<f32>,
-    /// States of all layers, one after the other: convolution, then scan.
+    /// States of all layers, one after the other: of Mamba-1 and Mamba-2 the convolution's, then the scan's.
     pub state: Vec<f32>,
 }
 
@@ -279,7 +279,7 @@ impl Scorer {
             let states: Vec<Option<&[f32]>> =
                 moving.iter().map(|&i| memories[i].as_ref().map(|memory| &memory.state[..])).collect();
             if states.iter().any(Option::is_some) {
-                state = unpack(&states, self.recommender().state_shapes()?)?;
+                state = unpack(&states, &self.recommender().example_state()?)?;
             }
             let hidden = self.recommender().encode_from(&items, &mut state)?.to_vec2::<f32>()?;
             for ((i, hidden), state) in moving.into_iter().zip(hidden).zip(pack(&state)?) {
@@ -309,7 +309,7 @@ impl Scorer {
 fn pack(state: &Mamba4RecState) -> candle_core::Result<Vec<Vec<f32>>> {
     let mut rows: Vec<Vec<f32>> = Vec::new();
     for layer in &state.layers {
-        for tensor in [&layer.conv, &layer.ssm].into_iter().flatten() {
+        for (_, tensor) in layer.parts() {
             let values = tensor.flatten_from(1)?.to_vec2::<f32>()?;
             rows.resize(values.len(), Vec::new());
             rows.iter_mut().zip(values).for_each(|(row, values)| row.extend(values));
@@ -318,25 +318,29 @@ fn pack(state: &Mamba4RecState) -> candle_core::Result<Vec<Vec<f32>>> {
     Ok(rows)
 }
 
-/// The states of all layers from rows; zeros, the beginning of a sequence, where there is none.
-fn unpack(rows: &[Option<&[f32]>], shapes: Vec<[(usize, usize); 2]>) -> mamba_core::Result<Mamba4RecState> {
-    let width: usize = shapes.iter().flatten().map(|(a, b)| a * b).sum();
+/// The states of all layers from rows; zeros, the beginning of a sequence, where there is none. `like` is any state of the
+/// model.
+fn unpack(rows: &[Option<&[f32]>], like: &Mamba4RecState) -> mamba_core::Result<Mamba4RecState> {
+    let width: usize =
+        like.layers.iter().flat_map(MixerState::parts).map(|(_, part)| part.elem_count()).sum();
     if let Some(row) = rows.iter().flatten().find(|row| row.len() != width) {
         let problem = format!("a state of {} values, the model's have {width}", row.len());
         return Err(Error::Empty(problem).into());
     }
     let mut start = 0;
-    let mut part = |(a, b): (usize, usize)| -> candle_core::Result<Tensor> {
-        let end = start + a * b;
-        let zeros = vec![0f32; a * b];
+    let mut part = |like: &Tensor| -> candle_core::Result<Tensor> {
+        let end = start + like.elem_count();
+        let zeros = vec![0f32; like.elem_count()];
         let values: Vec<f32> =
             rows.iter().flat_map(|row| row.map_or(&zeros[..], |row| &row[start..end])).copied().collect();
         start = end;
-        Tensor::from_vec(values, (rows.len(), a, b), &Device::Cpu)
+        let mut shape = like.dims().to_vec();
+        shape[0] = rows.len();
+        Tensor::from_vec(values, shape, &Device::Cpu)
     };
-    let layers = shapes.into_iter().map(|[conv, ssm]| {
-        let conv = if conv.0 > 0 { Some(part(conv)?) } else { None };
-        Ok(Mamba1State { conv, ssm: Some(part(ssm)?) })
+    let layers = like.layers.iter().map(|layer| {
+        let parts = layer.parts().into_iter().map(|(name, like)| Ok((name.to_string(), part(like)?)));
+        MixerState::from_parts(layer.kind(), parts.collect::<candle_core::Result<_>>()?)
     });
-    Ok(Mamba4RecState { layers: layers.collect::<candle_core::Result<_>>()? })
+    Ok(Mamba4RecState { layers: layers.collect::<mamba_core::Result<_>>()? })
 }

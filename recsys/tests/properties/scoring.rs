@@ -1,6 +1,6 @@
 //! Recommendations: what is promised about order, batches, seen items, filters and cold users.
 
-use crate::support::{fresh, small_config, small_data};
+use crate::support::{fresh, small_config, small_data, small_echo, small_mamba2};
 use candle_core::{DType, Device};
 use mamba_core::checkpoint::save_dir;
 use mamba_datasets::job::arrow_array::cast::AsArray;
@@ -10,14 +10,18 @@ use mamba_recsys::checkpoint::{CheckpointConfig, write_items};
 use mamba_recsys::data::ReadOptions;
 use mamba_recsys::score::users::{OwnedId, Parts, User};
 use mamba_recsys::score::{Cold, ScoreConfig, Scored, Scorer, schema, to_rows};
-use mamba_recsys::{Id, RecCheckpoint};
+use mamba_recsys::{Id, ModelConfig, RecCheckpoint};
 use proptest::prelude::*;
 use std::path::Path;
 use std::sync::Arc;
 
 fn checkpoint(dir: &Path) -> RecCheckpoint {
+    checkpoint_of(small_config(2), dir)
+}
+
+fn checkpoint_of(model: ModelConfig, dir: &Path) -> RecCheckpoint {
     let data = small_data();
-    let (model, n_items) = (small_config(2), data.dataset.items.n_items());
+    let n_items = data.dataset.items.n_items();
     let (_, params) = fresh(&model, n_items, DType::F32);
     let config = CheckpointConfig { n_items, max_length: 20, model };
     save_dir(dir, &serde_json::to_value(config).unwrap(), &params.to_tensors()).unwrap();
@@ -201,9 +205,15 @@ fn a_number_and_its_text_are_one_user() {
 /// A user's events in any number of portions give what all of them at once give.
 #[test]
 fn a_day_at_a_time_is_the_whole_untruncated_history() {
+    for model in [small_config(1), small_config(2), small_mamba2()] {
+        days_are_the_whole(model);
+    }
+}
+
+fn days_are_the_whole(model: ModelConfig) {
     use mamba_recsys::score::state::{Continued, StateIn, start, write};
     let dir = tempfile::tempdir().unwrap();
-    let checkpoint = checkpoint(dir.path()); // reads 20 items at most; the histories are longer
+    let checkpoint = checkpoint_of(model, dir.path()); // reads 20 items at most; the histories are longer
     let scorer = scorer(&checkpoint, true, None);
     let whole = Scorer::new(&checkpoint, scorer.config().clone(), None, Some(1000), &Device::Cpu).unwrap();
     let user = |id: usize, history: Vec<u32>| User { id: OwnedId::Int(id as i64), history, candidates: None };
@@ -254,6 +264,17 @@ fn a_day_at_a_time_is_the_whole_untruncated_history() {
         }
         assert!(compared >= 30, "{compared}");
     }
+}
+
+#[test]
+fn a_model_that_reads_both_ways_scores_but_has_no_state() {
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = checkpoint_of(small_echo(), dir.path());
+    let scorer = scorer(&checkpoint, false, None);
+    assert_eq!(scorer.top_k(&[&[3, 4, 5]]).unwrap()[0].len(), 5);
+    let user = User { id: OwnedId::Int(1), history: vec![3, 4, 5], candidates: None };
+    let error = scorer.top_k_from(&[user], vec![None]).unwrap_err().to_string();
+    assert!(error.contains("reads every history in both directions"), "{error}");
 }
 
 #[test]

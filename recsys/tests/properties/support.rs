@@ -1,10 +1,10 @@
 //! Small logs, data sets and models.
 
 use candle_core::{DType, Device};
-use mamba_core::Params;
+use mamba_core::{Mamba1Config, Mamba2Config, Params};
 use mamba_recsys::config::DataConfig;
 use mamba_recsys::data::{Log, SampleConfig};
-use mamba_recsys::models::{Mamba4RecConfig, ModelConfig, RecMambaConfig, SasRecConfig};
+use mamba_recsys::models::{EchoMamba4RecConfig, Mamba4RecConfig, ModelConfig, RecMambaConfig, SasRecConfig};
 use mamba_recsys::task::TrainingData;
 use mamba_recsys::{Ids, Model};
 
@@ -26,9 +26,21 @@ pub(crate) fn small_data() -> TrainingData {
 }
 
 pub(crate) fn small_config(num_layers: usize) -> ModelConfig {
-    let mut cfg = Mamba4RecConfig { hidden_size: 16, num_layers, ..Mamba4RecConfig::default() };
-    cfg.mixer.d_state = 4;
+    let mixer = Mamba1Config { d_state: 4, ..Mamba1Config::default() }.into();
+    let cfg = Mamba4RecConfig { hidden_size: 16, num_layers, mixer, ..Mamba4RecConfig::default() };
     ModelConfig::Mamba4Rec(cfg)
+}
+
+pub(crate) fn small_mamba2() -> ModelConfig {
+    let mixer = Mamba2Config { d_state: 4, headdim: 8, ..Mamba2Config::default() }.into();
+    let cfg = Mamba4RecConfig { hidden_size: 16, num_layers: 2, mixer, ..Mamba4RecConfig::default() };
+    ModelConfig::Mamba4Rec(cfg)
+}
+
+pub(crate) fn small_echo() -> ModelConfig {
+    let mixer = Mamba1Config { d_state: 4, ..Mamba1Config::default() }.into();
+    let cfg = EchoMamba4RecConfig { hidden_size: 16, num_layers: 2, mixer, ..EchoMamba4RecConfig::default() };
+    ModelConfig::EchoMamba4Rec(cfg)
 }
 
 /// Every model, small.
@@ -36,7 +48,8 @@ pub(crate) fn small_models() -> Vec<ModelConfig> {
     let mut recmamba = RecMambaConfig { hidden_size: 16, ..RecMambaConfig::default() };
     recmamba.mixer.d_state = 4;
     let sasrec = SasRecConfig { hidden_size: 16, inner_size: 32, ..SasRecConfig::default() };
-    vec![small_config(1), small_config(2), ModelConfig::RecMamba(recmamba), ModelConfig::SasRec(sasrec)]
+    let (recmamba, sasrec) = (ModelConfig::RecMamba(recmamba), ModelConfig::SasRec(sasrec));
+    vec![small_config(1), small_config(2), small_mamba2(), recmamba, sasrec, small_echo()]
 }
 
 pub(crate) fn fresh(cfg: &ModelConfig, n_items: usize, dtype: DType) -> (Model, Params) {

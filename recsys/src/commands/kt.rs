@@ -1,0 +1,277 @@
+//! `kt`: knowledge tracing, from answers of students to the chance that the next one is right.
+
+use super::compare::{data_name, save_results};
+use anyhow::Result;
+use mamba_core::cli::{CommonArgs, Format, HintExt, SettingsArgs};
+use mamba_core::optim::Decay;
+use mamba_core::run_folder::{RunFolder, RunInfo};
+use mamba_core::train::{self, Console, Outcome, Stop, Task, TrainConfig};
+use mamba_core::{Error, Params};
+use mamba_datasets::registry::resolve_all;
+use mamba_datasets::{Fractions, index_split};
+use mamba_recsys::checkpoint::write_items;
+use mamba_recsys::knowledge::baselines::SkillMean;
+use mamba_recsys::knowledge::metrics::{KtMetrics, measure};
+use mamba_recsys::knowledge::{
+    AnswerLog, KtCheckpoint, KtConfig, KtData, KtTraining, Mamba4Kt, Mamba4KtConfig, Student, predict,
+    read_answers, sample,
+};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Flags of `kt`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(clap::Subcommand)]
+enum Verb {
+    /// Train Mamba4KT on students' answers
+    Train(Box<TrainArgs>),
+    /// Measure a model on students' answers
+    Eval(EvalArgs),
+}
+
+/// Runs the command.
+pub(crate) fn run(args: Args) -> Result<ExitCode> {
+    match args.verb {
+        Verb::Train(args) => train(*args),
+        Verb::Eval(args) => eval(args),
+    }
+}
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+A student takes three lines: the number of answers, the skill of each, and 1 or 0 for right or wrong, with commas between.
+
+Examples:
+  mamba-recsys kt train
+  mamba-recsys kt train --data assist2009/train1.csv --valid assist2009/valid1.csv --test assist2009/test.csv --out runs/kt")]
+struct TrainArgs {
+    /// Answers to train on: files, or files of a set of `mamba-recsys datasets list` [default: generated students]
+    #[arg(long, value_name = "FILE", num_args = 1.., help_heading = "Data")]
+    data: Vec<PathBuf>,
+
+    /// Answers of other students that choose the weights [default: a tenth of the students in --data]
+    #[arg(long, value_name = "FILE", num_args = 1.., help_heading = "Data", requires = "data")]
+    valid: Vec<PathBuf>,
+
+    /// Answers of other students to test on [default: a fifth of the students in --data]
+    #[arg(long, value_name = "FILE", num_args = 1.., help_heading = "Data", requires = "data")]
+    test: Vec<PathBuf>,
+
+    /// Folder for the run
+    #[arg(long, value_name = "DIR", default_value = "runs/kt")]
+    out: PathBuf,
+
+    /// Go on where the run in --out was saved
+    #[arg(long)]
+    resume: bool,
+
+    /// Passes over the training answers at most
+    #[arg(long, value_name = "N", default_value_t = 50.0)]
+    epochs: f64,
+
+    /// Stop after so many minutes, saved and evaluated
+    #[arg(long, value_name = "M")]
+    minutes: Option<f64>,
+
+    /// Students in a batch
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+
+    /// Highest learning rate
+    #[arg(long, value_name = "RATE")]
+    learning_rate: Option<f64>,
+
+    #[command(flatten)]
+    settings: SettingsArgs,
+
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+impl TrainArgs {
+    /// The students, divided as the flags say; what is not given as files is drawn from `--data` by seed.
+    fn read(&self) -> Result<KtData> {
+        let all = match self.data.is_empty() {
+            true => sample(600, 0),
+            false => read_answers(&resolve_all(&self.data)?)?,
+        };
+        let given = |paths: &[PathBuf]| -> Result<Option<AnswerLog>> {
+            Ok(match paths.is_empty() {
+                true => None,
+                false => Some(read_answers(&resolve_all(paths)?)?),
+            })
+        };
+        let (valid, test) = (given(&self.valid)?, given(&self.test)?);
+        let share = |log: &Option<AnswerLog>, share: f64| if log.is_some() { 0.0 } else { share };
+        let fractions = Fractions { valid: share(&valid, 0.1), test: share(&test, 0.2) };
+        let places = index_split(all.students(), fractions, self.settings.seed.unwrap_or(0))?;
+        let (drawn_test, rest) = all.split(&places.test);
+        let (drawn_valid, train) = match fractions.test {
+            0.0 => all.split(&places.valid),
+            _ => rest.split(&after_removal(&places.valid, &places.test)),
+        };
+        Ok(KtData::new(&train, &valid.unwrap_or(drawn_valid), &test.unwrap_or(drawn_test)))
+    }
+
+    fn resolve(&self, data: &KtData) -> Result<KtConfig> {
+        let train = TrainConfig {
+            batch_size: 32,
+            learning_rate: 2e-3,
+            weight_decay: 0.01,
+            betas: (0.9, 0.999),
+            clip: Some(5.0),
+            warmup: 50,
+            schedule: Decay::Cosine,
+            log_every: 50,
+            patience: Some(8),
+            ..TrainConfig::default()
+        };
+        let mut cfg = KtConfig { model: Mamba4KtConfig::default(), train };
+        let first = self.with_flags(self.settings.resolve(&cfg)?);
+        let epoch = KtTraining::steps_per_epoch(data, first.train.batch_size);
+        if !(self.epochs > 0.0 && self.epochs.is_finite()) {
+            return Err(Error::Config(format!("--epochs {}: must be above 0", self.epochs)).into());
+        }
+        cfg.train.steps = ((epoch as f64 * self.epochs) as u64).max(1);
+        (cfg.train.eval_every, cfg.train.save_every) = (epoch.max(1), epoch.max(1));
+        let cfg = self.with_flags(self.settings.resolve(&cfg)?);
+        cfg.validate()?;
+        Ok(cfg)
+    }
+
+    fn with_flags(&self, mut cfg: KtConfig) -> KtConfig {
+        let train = &mut cfg.train;
+        train.seed = self.settings.seed.unwrap_or(train.seed);
+        train.batch_size = self.batch.unwrap_or(train.batch_size);
+        train.learning_rate = self.learning_rate.unwrap_or(train.learning_rate);
+        train.max_minutes = self.minutes.or(train.max_minutes);
+        cfg
+    }
+}
+
+/// Where `places` of a list are once those of `removed` are gone.
+fn after_removal(places: &[usize], removed: &[usize]) -> Vec<usize> {
+    places.iter().map(|&place| place - removed.iter().filter(|&&gone| gone < place).count()).collect()
+}
+
+fn train(args: TrainArgs) -> Result<ExitCode> {
+    let device = args.common.start()?;
+    let mut console = Console::new(args.common.format, args.common.quiet);
+    let data = args.read()?;
+    let cfg = args.resolve(&data)?;
+    let answers = |students: &[Student]| students.iter().map(|s| s.right.len()).sum::<usize>();
+    console.note(&format!(
+        "{} skills; {} answers of {} students to train on, {} of {} to validate, {} of {} to test",
+        data.skills.ids().len(),
+        answers(&data.train),
+        data.train.len(),
+        answers(&data.valid),
+        data.valid.len(),
+        answers(&data.test),
+        data.test.len()
+    ));
+    let params = Params::fresh(cfg.train.seed, args.common.dtype(), &device);
+    let folder = match args.resume {
+        true => RunFolder::resume(&args.out)?,
+        false => RunFolder::create(&args.out).hint("--resume goes on with it")?,
+    };
+    let mut task = KtTraining::new(&cfg, &data, params)?;
+    console.note(&format!("mamba4kt: {} parameters", task.params().count()));
+    let settings = json!({ "kt": &cfg, "data": &args.data, "valid": &args.valid, "test": &args.test });
+    let mut info = RunInfo::new("mamba-recsys", env!("CARGO_PKG_VERSION"), &device, cfg.train.seed, settings);
+    folder.save_info(&info)?;
+    write_items(&args.out, &data.skills, &data.counts())?;
+    let report = train::run(&mut task, &cfg.train, &folder, &mut console, &Stop::on_signals()?)?;
+    info.finish(&format!("{:?}", report.outcome), report.step);
+    folder.save_info(&info)?;
+    if report.outcome == Outcome::Interrupted {
+        console.note(&format!("saved in {}; the same command with --resume goes on", args.out.display()));
+        return Ok(ExitCode::from(mamba_core::cli::INTERRUPTED));
+    }
+    drop(task);
+
+    let model = KtCheckpoint::open(&args.out)?.model(args.common.dtype(), &device)?;
+    let mut rows = vec![("mamba4kt", test(&model, &data.test, &device, &args.common)?)];
+    let means = SkillMean::new(&data.train, data.n_skills());
+    let baseline = |predict: &dyn Fn(&Student) -> Vec<f32>| {
+        figures(&data.test, &data.test.iter().map(predict).collect::<Vec<_>>())
+    };
+    rows.push(("skill, own answers", baseline(&|student| means.predict_with_own_answers(student))));
+    rows.push(("skill", baseline(&|student| means.predict(student))));
+    print(&rows, &args.common);
+    let data_name = data_name(&args.data, "generated students");
+    save_results(&args.out, &data_name, cfg.train.seed, &as_json(&rows))?;
+    console.note(&format!("run in {0}: model, skills, metrics, {0}/loss.svg", args.out.display()));
+    Ok(ExitCode::SUCCESS)
+}
+
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  mamba-recsys kt eval --data assist2009/test.csv --checkpoint runs/kt")]
+struct EvalArgs {
+    /// Answers: files, or files of a set of `mamba-recsys datasets list`
+    #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
+    data: Vec<PathBuf>,
+
+    /// Folder of the run
+    #[arg(long, value_name = "DIR", default_value = "runs/kt")]
+    checkpoint: PathBuf,
+
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+fn eval(args: EvalArgs) -> Result<ExitCode> {
+    let device = args.common.start()?;
+    let checkpoint = KtCheckpoint::open(&args.checkpoint)?;
+    let students = read_answers(&resolve_all(&args.data)?)?.numbered(checkpoint.skills());
+    let unknown = students.iter().flat_map(|s| &s.skills).filter(|&&skill| skill == 0).count();
+    if unknown > 0 && !args.common.quiet {
+        eprintln!("{unknown} answers are to skills that the model does not know");
+    }
+    let model = checkpoint.model(args.common.dtype(), &device)?;
+    print(&[("mamba4kt", test(&model, &students, &device, &args.common)?)], &args.common);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn test(
+    model: &Mamba4Kt,
+    students: &[Student],
+    device: &candle_core::Device,
+    common: &CommonArgs,
+) -> Result<KtMetrics> {
+    let mut progress = common.progress(Some(students.len() as u64), "students");
+    let mut done = 0;
+    let scores = predict(model, students, device, |n| {
+        progress.inc((n - done) as u64);
+        done = n;
+    })?;
+    progress.finish();
+    Ok(figures(students, &scores))
+}
+
+fn figures(students: &[Student], scores: &[Vec<f32>]) -> KtMetrics {
+    let right: Vec<bool> = students.iter().flat_map(|s| &s.right).copied().collect();
+    measure(&scores.concat(), &right)
+}
+
+fn as_json(rows: &[(&str, KtMetrics)]) -> Vec<Value> {
+    rows.iter().map(|(name, metrics)| json!({ "model": name, "metrics": metrics })).collect()
+}
+
+/// On stdout, for people or as JSON.
+fn print(rows: &[(&str, KtMetrics)], common: &CommonArgs) {
+    if common.format == Format::Json {
+        println!("{}", json!({ "test": as_json(rows) }));
+        return;
+    }
+    println!("{} answers\n{:<20} {:>8} {:>8}", rows[0].1.answers, "", "AUC", "accuracy");
+    for (name, metrics) in rows {
+        println!("{name:<20} {:>8.4} {:>8.4}", metrics.auc, metrics.accuracy);
+    }
+}
