@@ -30,7 +30,8 @@ impl DeviceChoice {
 
 #[cfg(feature = "cuda")]
 fn open_cuda(number: usize) -> Result<Device> {
-    Device::new_cuda(number).map_err(|error| {
+    // One stream for all threads: what a loading thread uploads comes before what is computed from it.
+    Device::new_cuda_with_stream(number).map_err(|error| {
         let text = error.to_string();
         let known = [
             ("CUDA_ERROR_NO_DEVICE", "this machine has no NVIDIA GPU that the driver shows"),

@@ -1,9 +1,9 @@
 //! Caduceus against the official implementation: every golden case, forward, loss and gradients.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use mamba_core::{Checkpoint, Params, checkpoint};
 use mamba_genomics::{CaduceusConfig, CaduceusForMaskedLm, CaduceusForSequenceClassification, Pooling};
-use mamba_kernels::testing::{Case, check_cases, expect_close, golden_dir};
+use mamba_kernels::testing::{Case, check_cases, device, expect_close, golden_dir};
 use std::collections::BTreeMap;
 
 const COMMITTED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
@@ -35,7 +35,7 @@ fn masked_lm(case: &Case) -> Result<()> {
         ("checkpoint", checkpoint.tensors.clone()),
         ("checkpoint with all keys", all_keys(case, &checkpoint)?),
     ] {
-        let params = Params::trainable(tensors, 0, DType::F32, &Device::Cpu);
+        let params = Params::trainable(tensors, 0, DType::F32, &device());
         let model = CaduceusForMaskedLm::new(&config, &params.builder())?;
         params.check().map_err(|e| candle_core::Error::wrap(e).context(what))?;
         for len in [10, 131, 777, 1024] {
@@ -73,7 +73,7 @@ fn all_keys(case: &Case, checkpoint: &Checkpoint) -> Result<BTreeMap<String, Ten
     let folder = case.config["checkpoint_dir"].as_str().unwrap_or_default();
     let path = case.folder.join(folder).join("model_all_keys.safetensors");
     match path.exists() {
-        true => Ok(candle_core::safetensors::load(path, &Device::Cpu)?.into_iter().collect()),
+        true => Ok(candle_core::safetensors::load(path, &device())?.into_iter().collect()),
         false => Ok(checkpoint.tensors.clone()),
     }
 }
@@ -97,7 +97,7 @@ fn classification(case: &Case) -> Result<()> {
         Some("max") => Pooling::Max,
         _ => Pooling::Mean,
     };
-    let params = Params::frozen(checkpoint.tensors, DType::F32, &Device::Cpu);
+    let params = Params::frozen(checkpoint.tensors, DType::F32, &device());
     let conjoin = case.flag("conjoin_eval");
     let model = CaduceusForSequenceClassification::new(&config, 3, pooling, conjoin, &params.builder())?;
     params.check().map_err(candle_core::Error::wrap)?;

@@ -308,12 +308,19 @@ fn is_half(x: &Tensor) -> bool {
     matches!(x.dtype(), DType::BF16 | DType::F16)
 }
 
-/// A parameter or state as kernels take it: half precision becomes f32, differentiably.
+/// Half precision becomes f32, differentiably.
+pub(crate) fn widen(x: &Tensor) -> Result<Tensor> {
+    if is_half(x) { x.to_dtype(DType::F32) } else { Ok(x.clone()) }
+}
+
+/// A parameter or state as kernels take it, in f32 instead of half precision.
 pub(crate) fn full_precision(x: Option<&Tensor>) -> Result<Option<Tensor>> {
-    match x {
-        Some(x) if is_half(x) => x.to_dtype(DType::F32).map(Some),
-        x => Ok(x.cloned()),
-    }
+    x.map(widen).transpose()
+}
+
+/// `f` of `x`, in f32 where `x` is in half precision.
+pub(crate) fn widened(x: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    f(&widen(x)?)?.to_dtype(x.dtype())
 }
 
 /// Checks the shape of an input that may be absent.

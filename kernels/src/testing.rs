@@ -8,6 +8,34 @@ pub use crate::gpu::Emulation;
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+/// Where tests compute: `$MAMBA_TEST_DEVICE`, which is `cpu` (the default), `cuda:N`, or `emulated`: the CPU, where the ops
+/// take the CUDA kernels as [`Emulation`] compiles them for the host.
+///
+/// # Panics
+/// If the variable is something else or the device does not open.
+pub fn device() -> Device {
+    static DEVICE: OnceLock<Device> = OnceLock::new();
+    let open = || match std::env::var("MAMBA_TEST_DEVICE").as_deref() {
+        Err(_) | Ok("" | "cpu" | "emulated") => Device::Cpu,
+        Ok(name) => {
+            let number = name.strip_prefix("cuda:").and_then(|number| number.parse().ok());
+            let number = number
+                .unwrap_or_else(|| panic!("MAMBA_TEST_DEVICE is {name:?}, expected cpu, emulated or cuda:N"));
+            Device::new_cuda_with_stream(number).unwrap_or_else(|error| panic!("{name}: {error}"))
+        }
+    };
+    DEVICE.get_or_init(open).clone()
+}
+
+/// The types in which ops compute on [`device`]: f64 on the CPU alone.
+pub fn float_types() -> &'static [DType] {
+    match device().is_cpu() && !crate::gpu::emulates_everywhere() {
+        true => &[DType::F32, DType::F64],
+        false => &[DType::F32],
+    }
+}
 
 /// One golden case.
 pub struct Case {
@@ -76,7 +104,7 @@ fn read_tensors(path: &Path) -> Result<HashMap<String, Tensor>> {
     for place in places {
         bytes[place..place + word.len()].copy_from_slice(br#""U8"  "#);
     }
-    candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
+    candle_core::safetensors::load_buffer(&bytes, &device())
 }
 
 /// `$MAMBA_GOLDEN`, else `committed` (say so on stderr).

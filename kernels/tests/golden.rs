@@ -1,7 +1,7 @@
 //! Every golden case of the ops, in f32 and f64, for the kernels and for their references.
 
-use candle_core::{DType, Device, Result, Tensor, Var};
-use mamba_kernels::testing::{Case, check_cases, expect_close, golden_dir};
+use candle_core::{DType, Result, Tensor, Var};
+use mamba_kernels::testing::{Case, check_cases, device, expect_close, float_types, golden_dir};
 use mamba_kernels::{
     CausalConv1d, Norm, Segments, SelectiveScan, Ssd, causal_conv1d, causal_conv1d_update, norm,
     selective_scan, selective_state_update, ssd, ssd_state_update,
@@ -70,7 +70,7 @@ impl Inputs {
             DType::F64 => ("f64.", F64, F64),
             _ => ("", FORWARD, GRADIENT),
         };
-        let mut loss = Tensor::zeros((), dtype, &Device::Cpu)?;
+        let mut loss = Tensor::zeros((), dtype, &device())?;
         for (name, y) in outputs {
             if let Some(want) = case.get(&format!("{prefix}{name}")) {
                 expect_close(&format!("{what} {prefix}{name}"), y, want, forward)?;
@@ -112,7 +112,7 @@ fn coefficient(x: &Tensor) -> Result<Tensor> {
 
 fn scan(case: &Case) -> Result<()> {
     const NAMES: &[&str] = &["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state"];
-    for dtype in [DType::F32, DType::F64] {
+    for &dtype in float_types() {
         for what in ["kernel", "reference"] {
             let inputs = Inputs::new(case, NAMES, dtype)?;
             let (u, delta) = (swap(&inputs.need("u"))?, swap(&inputs.need("delta"))?);
@@ -221,7 +221,7 @@ fn segments(case: &Case, batch: usize, len: usize) -> Result<Option<Segments>> {
 /// With several sequences in a row the initial state is that of the row's first, and the final state that of its last.
 fn chunk_scan(case: &Case) -> Result<()> {
     const NAMES: &[&str] = &["x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states"];
-    for dtype in [DType::F32, DType::F64] {
+    for &dtype in float_types() {
         for what in ["kernel", "reference"] {
             let inputs = Inputs::new(case, NAMES, dtype)?;
             let [x, dt, a, b, c] = ["x", "dt", "A", "B", "C"].map(|name| inputs.need(name));
@@ -269,12 +269,12 @@ fn chunk_scan(case: &Case) -> Result<()> {
 
 /// Listing 1 of the paper: the inputs are multiplied by the step sizes beforehand, and so is A.
 fn minimal_scan(case: &Case) -> Result<()> {
-    for dtype in [DType::F32, DType::F64] {
+    for &dtype in float_types() {
         for what in ["kernel", "reference"] {
             let inputs = Inputs::new(case, &["X", "A", "B", "C"], dtype)?;
             let [x, decay, b, c] = ["X", "A", "B", "C"].map(|name| inputs.need(name));
             let heads = x.dim(2)?;
-            let a = Tensor::full(-1.0, heads, &Device::Cpu)?.to_dtype(dtype)?;
+            let a = Tensor::full(-1.0, heads, &device())?.to_dtype(dtype)?;
             let dt = decay.neg()?;
             let ones = dt.ones_like()?.detach();
             let scan =
@@ -291,7 +291,7 @@ fn minimal_scan(case: &Case) -> Result<()> {
 
 fn conv(case: &Case) -> Result<()> {
     const NAMES: &[&str] = &["x", "weight", "bias", "initial_states"];
-    for dtype in [DType::F32, DType::F64] {
+    for &dtype in float_types() {
         for what in ["kernel", "reference"] {
             let inputs = Inputs::new(case, NAMES, dtype)?;
             let x = swap(&inputs.need("x"))?;
@@ -334,7 +334,7 @@ fn conv_update(case: &Case) -> Result<()> {
             let next = if circular { start[b] as usize + steps } else { 0 };
             let ids: Vec<u32> =
                 (1..width).map(|k| ((next + 2 * columns + k - width) % columns) as u32).collect();
-            let ids = Tensor::from_vec(ids, width - 1, &Device::Cpu)?;
+            let ids = Tensor::from_vec(ids, width - 1, &device())?;
             cache.get(b)?.t()?.contiguous()?.index_select(&ids, 0)
         });
         Tensor::stack(&rows.collect::<Result<Vec<_>>>()?, 0)
@@ -354,7 +354,7 @@ fn conv_update(case: &Case) -> Result<()> {
 }
 
 fn gated_norm(case: &Case) -> Result<()> {
-    for dtype in [DType::F32, DType::F64] {
+    for &dtype in float_types() {
         for what in ["kernel", "reference"] {
             let inputs = Inputs::new(case, &["x", "weight", "bias", "z"], dtype)?;
             let (x, weight, bias, z) =
@@ -377,7 +377,7 @@ fn gated_norm(case: &Case) -> Result<()> {
 }
 
 fn add_norm(case: &Case) -> Result<()> {
-    for dtype in [DType::F32, DType::F64] {
+    for &dtype in float_types() {
         for what in ["kernel", "reference"] {
             let inputs = Inputs::new(case, &["x", "weight", "bias", "residual"], dtype)?;
             let (x, weight, bias, residual) =

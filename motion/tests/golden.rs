@@ -1,8 +1,8 @@
 //! Features, quaternions and diffusion against the official implementations.
 #![allow(clippy::unwrap_used, reason = "functions that tests call")]
 
-use candle_core::{DType, Device, Result, Tensor};
-use mamba_kernels::testing::{Case, check_cases, expect_close, golden_dir};
+use candle_core::{DType, Result, Tensor};
+use mamba_kernels::testing::{Case, check_cases, device, expect_close, golden_dir};
 use mamba_motion::diffusion::{Diffusion, DiffusionConfig, Inpaint, Prediction, Sampler, Schedule};
 use mamba_motion::features::{self, FOOT_STILL, Frame};
 use mamba_motion::quaternion::{self as q, Quat, Vec3};
@@ -46,7 +46,7 @@ fn rows<const N: usize>(case: &Case, name: &str) -> Result<Vec<[f64; N]>> {
 
 /// A tensor of the case's shape from rows.
 fn like(case: &Case, name: &str, rows: impl IntoIterator<Item = f64>) -> Result<Tensor> {
-    Tensor::from_iter(rows, &Device::Cpu)?.reshape(case.tensor(name)?.dims())
+    Tensor::from_iter(rows, &device())?.reshape(case.tensor(name)?.dims())
 }
 
 fn expect(case: &Case, name: &str, rows: impl IntoIterator<Item = f64>, tolerance: f64) -> Result<()> {
@@ -100,7 +100,7 @@ fn coordinates(poses: &[Pose]) -> impl Iterator<Item = f64> {
 /// Columns of features, frame by frame.
 fn columns(frames: &[Frame], range: std::ops::Range<usize>) -> Result<Tensor> {
     let n = range.len();
-    Tensor::from_iter(frames.iter().flat_map(|frame| frame[range.clone()].to_vec()), &Device::Cpu)?
+    Tensor::from_iter(frames.iter().flat_map(|frame| frame[range.clone()].to_vec()), &device())?
         .reshape((frames.len(), n))
 }
 
@@ -181,7 +181,7 @@ fn schedule(case: &Case) -> Result<()> {
 /// The toy model of the golden cases: `0.9 tanh x + 0.05 sin(0.01 t)`.
 fn toy(x: &Tensor, t: &[usize]) -> Result<Tensor> {
     let wave: Vec<f32> = t.iter().map(|&t| (0.05 * (0.01 * t as f64).sin()) as f32).collect();
-    let wave = Tensor::from_vec(wave, (t.len(), 1, 1, 1), &Device::Cpu)?;
+    let wave = Tensor::from_vec(wave, (t.len(), 1, 1, 1), &device())?;
     (x.tanh()? * 0.9)?.broadcast_add(&wave)
 }
 

@@ -1,8 +1,8 @@
 //! Mamba4Rec against the official implementation: every golden case, vectors, scores, losses and gradients.
 
-use candle_core::{D, DType, Device, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 use mamba_core::{Mamba1Config, Params};
-use mamba_kernels::testing::{Case, check_cases, expect_close, golden_dir};
+use mamba_kernels::testing::{Case, check_cases, device, expect_close, float_types, golden_dir};
 use mamba_kernels::{Segments, linear_cross_entropy};
 use mamba_recsys::models::{Mamba4Rec, Mamba4RecConfig};
 use mamba_recsys::task::bpr_loss;
@@ -30,7 +30,7 @@ fn ids(x: &Tensor) -> Result<Tensor> {
 }
 
 fn mamba4rec(case: &Case) -> Result<()> {
-    for dtype in [DType::F32, DType::F64] {
+    for &dtype in float_types() {
         in_type(case, dtype).map_err(|e| e.context(format!("{dtype:?}")))?;
     }
     Ok(())
@@ -38,7 +38,7 @@ fn mamba4rec(case: &Case) -> Result<()> {
 
 fn in_type(case: &Case, dtype: DType) -> Result<()> {
     let (cfg, n_items) = (config(case)?, case.number("n_items")?);
-    let params = Params::trainable(case.with_prefix("weights."), 0, dtype, &Device::Cpu);
+    let params = Params::trainable(case.with_prefix("weights."), 0, dtype, &device());
     let model = Mamba4Rec::new(&cfg, n_items, &params.builder())?;
     params.check().map_err(candle_core::Error::wrap)?;
 
@@ -46,7 +46,7 @@ fn in_type(case: &Case, dtype: DType) -> Result<()> {
     let (batch, len) = items.dims2()?;
     let lengths = ids(&case.tensor("item_seq_len")?)?.to_vec1::<u32>()?;
     let last: Vec<u32> = lengths.iter().enumerate().map(|(row, &n)| (row * len) as u32 + n - 1).collect();
-    let last = Tensor::from_vec(last, batch, &Device::Cpu)?;
+    let last = Tensor::from_vec(last, batch, &device())?;
     let output = |segments: Segments| -> Result<Tensor> {
         let hidden = model.forward(&items, &segments, None, None)?; // (B, L, d)
         hidden.flatten_to(1)?.index_select(&last, 0) // (B, d)

@@ -2,9 +2,9 @@
 //! file; scores of whole clips need `$MAMBA_DATA` too.
 #![allow(clippy::unwrap_used, reason = "functions that tests call")]
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use mamba_core::{Params, checkpoint};
-use mamba_kernels::testing::{Case, Check, check_cases, expect_close, golden_dir};
+use mamba_kernels::testing::{Case, Check, check_cases, device, expect_close, float_types, golden_dir};
 use mamba_speech::audio::read_mono;
 use mamba_speech::metrics::score;
 use mamba_speech::spectrum::Spectrum;
@@ -21,8 +21,8 @@ fn stretched(case: &Case) -> Result<()> {
     let wav = case.tensor("wav")?.to_vec1::<f32>()?;
     let got = pcs::like_peak(&pcs::stretch(&wav).map_err(candle_core::Error::wrap)?);
     let n = got.len();
-    expect_close("pcs", &Tensor::from_vec(got, n, &Device::Cpu)?, &case.tensor("pcs")?, 1e-5)?;
-    let weights = Tensor::from_vec(pcs::weights(), 201, &Device::Cpu)?;
+    expect_close("pcs", &Tensor::from_vec(got, n, &device())?, &case.tensor("pcs")?, 1e-5)?;
+    let weights = Tensor::from_vec(pcs::weights(), 201, &device())?;
     expect_close("pcs400_weights", &weights, &case.tensor("pcs400_weights")?, 1e-12)
 }
 
@@ -71,8 +71,9 @@ fn spectra_and_model(case: &Case) -> Result<()> {
     expect_close("stft_roundtrip_wav", &back, &case.tensor("stft_roundtrip_wav")?, 1e-5)?;
 
     // The model, in both precisions.
-    for (dtype, tolerance) in [(DType::F32, 5e-4), (DType::F64, 5e-4)] {
-        let params = Params::frozen(case.with_prefix("weights."), dtype, &Device::Cpu);
+    for &dtype in float_types() {
+        let tolerance = 5e-4;
+        let params = Params::frozen(case.with_prefix("weights."), dtype, &device());
         let model = SeMamba::new(&cfg, &params.builder())?;
         params.check().map_err(candle_core::Error::wrap)?;
         let mut activations = Vec::new();
@@ -119,7 +120,7 @@ fn spectra_and_model(case: &Case) -> Result<()> {
     if case.get("grad_case.cotangent").is_none() {
         return Ok(());
     }
-    let params = Params::trainable(case.with_prefix("weights."), 0, DType::F32, &Device::Cpu);
+    let params = Params::trainable(case.with_prefix("weights."), 0, DType::F32, &device());
     let model = SeMamba::new(&cfg, &params.builder())?;
     let frames = case.tensor("grad_case.com")?.dim(2)?;
     let all = noisy(case, "", DType::F32)?;

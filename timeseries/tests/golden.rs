@@ -3,9 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "functions that tests call")]
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use mamba_core::{Mamba1Config, Params};
-use mamba_kernels::testing::{Case, check_cases, expect_close, golden_dir};
+use mamba_kernels::testing::{Case, check_cases, device, expect_close, float_types, golden_dir};
 use mamba_timeseries::ForecastCheckpoint;
 use mamba_timeseries::models::{
     Activation, ForecastModel, Input, ModelConfig, SMambaConfig, Sizes, TimeMachineConfig, TslibConfig,
@@ -97,10 +97,10 @@ fn the_published_bi_mamba_checkpoint_gives_its_reference_outputs() {
     let folder = std::path::Path::new(&folder).join("bimamba4ts_weather_96_96");
     let checkpoint = ForecastCheckpoint::open(&folder).unwrap();
     assert_eq!(checkpoint.config().columns.len(), 21);
-    let reference =
-        candle_core::safetensors::load(folder.join("reference.safetensors"), &Device::Cpu).unwrap();
-    for (dtype, tolerance) in [(DType::F32, 2e-5), (DType::F64, 2e-5)] {
-        let (model, _) = checkpoint.model(dtype, &Device::Cpu).unwrap();
+    let reference = candle_core::safetensors::load(folder.join("reference.safetensors"), &device()).unwrap();
+    for &dtype in float_types() {
+        let tolerance = 2e-5;
+        let (model, _) = checkpoint.model(dtype, &device()).unwrap();
         let input = Input { values: reference["x"].to_dtype(dtype).unwrap(), marks: None };
         let y = model.forward(&input, &mut None).unwrap();
         expect_close(&format!("{dtype:?} forecasts"), &y, &reference["pred"], tolerance).unwrap();
@@ -111,7 +111,8 @@ fn the_published_bi_mamba_checkpoint_gives_its_reference_outputs() {
 fn check(case: &Case, cfg: &ModelConfig) -> Result<()> {
     // TSLib's table of positions is computed in f32, where libraries differ in the last bit.
     let tight = if matches!(cfg, ModelConfig::TslibMamba(_)) { 1e-8 } else { 1e-9 };
-    for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::F64, tight)] {
+    for &dtype in float_types() {
+        let tolerance = if dtype == DType::F64 { tight } else { 1e-5 };
         let get = |name: &str| case.get(name).map(|x| x.to_dtype(dtype)).transpose();
         let input = Input { values: case.tensor("x_enc")?.to_dtype(dtype)?, marks: get("x_mark_enc")? };
         let sizes = Sizes {
@@ -121,7 +122,7 @@ fn check(case: &Case, cfg: &ModelConfig) -> Result<()> {
             // TSLib has weights for calendar features also where it is given none.
             n_marks: 4,
         };
-        let params = Params::trainable(case.with_prefix("weights."), 0, dtype, &Device::Cpu);
+        let params = Params::trainable(case.with_prefix("weights."), 0, dtype, &device());
         let model = ForecastModel::new(cfg, sizes, &params.builder())?;
         ForecastModel::check(&params).map_err(candle_core::Error::wrap)?;
         let y = model.forward(&input, &mut None)?;

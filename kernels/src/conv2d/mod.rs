@@ -9,9 +9,11 @@
 //! overlap: nothing is unfolded. The input of [`conv2d`] may be a list of images whose channels are thought of as
 //! concatenated, as dense blocks need; nothing is copied for it. Weights have torch's layout.
 //!
-//! Beside candle's own `conv2d` this saves the change of layout, the unfolded copy, and most of the time.
+//! Beside candle's own `conv2d` this saves the change of layout, the unfolded copy, and most of the time. On a GPU they are
+//! composed from tensor ops, one product for each tap.
 
 use crate::fused::{self, Fused, Output, elements, expect_shape, like_inputs, with_element_type};
+use crate::gpu::Gpu;
 use crate::simd::Real;
 use candle_core::{Result, Tensor, bail};
 
@@ -80,6 +82,9 @@ impl Conv2d {
 /// # Errors
 /// Shapes, dtypes or devices that do not fit, with the offending argument and what was expected.
 pub fn conv2d(inputs: &[&Tensor], weight: &Tensor, bias: Option<&Tensor>, conv: Conv2d) -> Result<Tensor> {
+    if Gpu::of(Some(weight)).is_some() {
+        return reference::conv2d(inputs, weight, bias, conv);
+    }
     let sizes = check("conv2d", inputs, weight, bias, conv, false)?;
     run(Op { sizes, transposed: false }, inputs, weight, bias)
 }
@@ -90,6 +95,9 @@ pub fn conv2d(inputs: &[&Tensor], weight: &Tensor, bias: Option<&Tensor>, conv: 
 /// # Errors
 /// As [`conv2d`].
 pub fn conv_transpose2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, conv: Conv2d) -> Result<Tensor> {
+    if Gpu::of(Some(weight)).is_some() {
+        return reference::conv_transpose2d(x, weight, bias, conv);
+    }
     let sizes = check("conv_transpose2d", &[x], weight, bias, conv, true)?;
     run(Op { sizes, transposed: true }, &[x], weight, bias)
 }
@@ -124,7 +132,7 @@ fn check(
 ) -> Result<Sizes> {
     let mut named = vec![("weight", Some(weight)), ("bias", bias)];
     named.extend(inputs.iter().map(|x| ("input", Some(*x))));
-    fused::same_dtype_and_device(name, &named)?;
+    fused::same_dtype_and_device_or_gpu(name, &named, &[])?;
     let Some(first) = inputs.first() else { bail!("{name}: there is no input") };
     let (batch, h, w, _) = first.dims4()?;
     let mut channels = Vec::new();

@@ -10,6 +10,7 @@
 //! gradient. Extra memory is O(n·d + V·d), besides tiles whose size depends on neither.
 
 use crate::fused::{self, Fused, Output, elements, expect_shape, with_element_type};
+use crate::gpu::Gpu;
 use candle_core::{DType, Result, Tensor, bail};
 
 mod cpu;
@@ -17,7 +18,8 @@ pub(crate) mod product;
 pub mod reference;
 
 /// The mean cross-entropy in nats of the classifier `x Wᵀ`: `x` `(n, d)`, `weight` `(V, d)`, `targets` `(n)` u32 below V;
-/// a scalar. Differentiable in `x` and `weight`.
+/// a scalar. Differentiable in `x` and `weight`. On a GPU it is composed from tensor ops: all logits exist at once, in f32,
+/// as the loss then is.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -33,6 +35,9 @@ pub mod reference;
 /// # Errors
 /// Shapes, dtypes or devices that do not fit, no row at all, or a target that is no class.
 pub fn linear_cross_entropy(x: &Tensor, weight: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    if Gpu::of(Some(x)).is_some() {
+        return reference::linear_cross_entropy(x, weight, targets);
+    }
     let targets = check(x, weight, targets)?;
     Ok(fused::apply(Op { targets }, &[Some(x), Some(weight)])?.swap_remove(0))
 }
@@ -41,7 +46,7 @@ const NAME: &str = "linear_cross_entropy";
 
 /// Checks every argument and returns the targets.
 fn check(x: &Tensor, weight: &Tensor, targets: &Tensor) -> Result<Vec<u32>> {
-    fused::same_dtype_and_device(NAME, &[("x", Some(x)), ("weight", Some(weight))])?;
+    fused::same_dtype_and_device_or_gpu(NAME, &[("x", Some(x)), ("weight", Some(weight))], &[])?;
     let (rows, d) = x.dims2()?;
     let classes = weight.dim(0)?;
     expect_shape(NAME, "weight", Some(weight), &[classes, d])?;

@@ -1,7 +1,8 @@
 //! The exact GELU (Hendrycks and Gimpel 2016, arXiv 1606.08415): `y = x·Φ(x)` with the normal distribution's
 //! `Φ(x) = ½ erfc(-x/√2)`, in one pass over memory forward and one backward.
 
-use crate::fused::{self, Fused, Output, elements, like_inputs, with_element_type};
+use crate::fused::{self, Fused, Output, elements, like_inputs, widened, with_element_type};
+use crate::gpu::Gpu;
 use candle_core::{Result, Tensor, bail};
 
 mod cpu;
@@ -18,9 +19,12 @@ pub mod reference;
 /// ```
 ///
 /// # Errors
-/// Another dtype than f32 or f64, or another device than the CPU.
+/// Another dtype than f32 or f64 on the CPU, f32, bf16 or f16 on a GPU, where it is composed from tensor ops.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
-    fused::same_dtype_and_device("gelu", &[("x", Some(x))])?;
+    fused::same_dtype_and_device_or_gpu("gelu", &[("x", Some(x))], &[])?;
+    if Gpu::of(Some(x)).is_some() {
+        return widened(x, reference::gelu);
+    }
     Ok(fused::apply(Op, &[Some(x)])?.swap_remove(0))
 }
 

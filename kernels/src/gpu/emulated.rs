@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use std::ffi::{CString, c_void};
 use std::path::Path;
 use std::process::Command;
+use std::sync::OnceLock;
 
 /// The kernels as a library of host code.
 ///
@@ -25,7 +26,22 @@ thread_local! {
 }
 
 pub(super) fn current() -> Option<Emulation> {
-    CURRENT.with_borrow(|current| *current)
+    CURRENT.with_borrow(|current| *current).or_else(everywhere)
+}
+
+/// The emulation of all threads, if `$MAMBA_TEST_DEVICE` is `emulated`.
+pub(super) fn everywhere() -> Option<Emulation> {
+    static BUILT: OnceLock<Option<Emulation>> = OnceLock::new();
+    *BUILT.get_or_init(|| {
+        std::env::var("MAMBA_TEST_DEVICE").is_ok_and(|device| device == "emulated").then(|| {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda");
+            match Emulation::build(&folder, &std::env::temp_dir()) {
+                Ok(Some(emulation)) => emulation,
+                Ok(None) => panic!("there is no C++ compiler to emulate the CUDA kernels with ($CXX, c++)"),
+                Err(error) => panic!("the CUDA kernels do not compile for the host: {error}"),
+            }
+        })
+    })
 }
 
 impl Emulation {

@@ -124,6 +124,12 @@ pub(crate) fn address_of(buffer: &Option<Buffer>) -> u64 {
     buffer.as_ref().map_or(0, Buffer::address)
 }
 
+/// Whether CPU tensors of all threads are computed as if they lay on a GPU.
+#[cfg(feature = "testing")]
+pub(crate) fn emulates_everywhere() -> bool {
+    emulated::everywhere().is_some()
+}
+
 /// What runs kernels on the tensors at hand.
 pub(crate) enum Gpu {
     #[cfg(feature = "cuda")]

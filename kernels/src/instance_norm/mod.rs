@@ -8,14 +8,18 @@
 //!
 //! All parameters belong to channels. Forward keeps mean and deviation, `2·B·C` numbers; backward recomputes the rest.
 
-use crate::fused::{self, Fused, Output, elements, expect_shape, like_inputs, with_element_type};
+use crate::fused::{
+    self, Fused, Output, elements, expect_shape, full_precision, like_inputs, widen, widened,
+    with_element_type,
+};
+use crate::gpu::Gpu;
 use crate::simd::Real;
 use candle_core::{D, Result, Tensor, bail};
 
 mod cpu;
 pub mod reference;
 
-/// `x` `(B, …, C)`; `weight`, `bias` and `slope` `(C)` → the shape of `x`.
+/// `x` `(B, …, C)`; `weight`, `bias` and `slope` `(C)` → the shape of `x`. On a GPU it is composed from tensor ops.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -39,6 +43,10 @@ pub fn instance_norm(
     eps: f64,
 ) -> Result<Tensor> {
     check(x, weight, bias, slope)?;
+    if Gpu::of(Some(x)).is_some() {
+        let (weight, bias, slope) = (widen(weight)?, widen(bias)?, full_precision(slope)?);
+        return widened(x, |x| reference::compose(x, &weight, &bias, slope.as_ref(), eps));
+    }
     let mut outputs = fused::apply(Op { eps }, &[Some(x), Some(weight), Some(bias), slope])?;
     Ok(outputs.swap_remove(0))
 }
@@ -46,7 +54,7 @@ pub fn instance_norm(
 fn check(x: &Tensor, weight: &Tensor, bias: &Tensor, slope: Option<&Tensor>) -> Result<()> {
     const NAME: &str = "instance_norm";
     let all = [("x", Some(x)), ("weight", Some(weight)), ("bias", Some(bias)), ("slope", slope)];
-    fused::same_dtype_and_device(NAME, &all)?;
+    fused::same_dtype_and_device_or_gpu(NAME, &all, &[])?;
     if x.rank() < 3 || x.elem_count() == 0 {
         bail!("{NAME}: x has shape {:?}, expected (batch, pixels …, channels), none of them 0", x.dims());
     }

@@ -15,6 +15,17 @@ pub fn instance_norm(
     eps: f64,
 ) -> Result<Tensor> {
     check(x, weight, bias, slope)?;
+    compose(x, weight, bias, slope, eps)
+}
+
+/// The same for arguments that were checked.
+pub(super) fn compose(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    slope: Option<&Tensor>,
+    eps: f64,
+) -> Result<Tensor> {
     let pixels = x.reshape((x.dim(0)?, (), x.dim(D::Minus1)?))?; // (B, pixels, C)
     let centred = pixels.broadcast_sub(&pixels.mean_keepdim(1)?)?;
     let deviation = (centred.sqr()?.mean_keepdim(1)? + eps)?.sqrt()?; // (B, 1, C)

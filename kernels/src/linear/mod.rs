@@ -8,6 +8,7 @@
 //! `(…, in)` for every part, the transposed copies, and a serial sum over the rows for the bias.
 
 use crate::fused::{self, Fused, Output, elements, expect_shape, like_inputs, with_element_type};
+use crate::gpu::Gpu;
 use crate::simd::Real;
 use candle_core::{D, Result, Tensor, bail};
 
@@ -33,7 +34,7 @@ pub mod reference;
 /// Shapes, dtypes or devices that do not fit, with the offending argument and what was expected.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, parts: &[usize]) -> Result<Vec<Tensor>> {
     let d_in = check(x, weight, bias, parts)?;
-    if !x.device().is_cpu() {
+    if Gpu::of(Some(x)).is_some() {
         return on_gpu(x, weight, bias, parts);
     }
     fused::apply(Op { parts: parts.to_vec(), d_in }, &[Some(x), Some(weight), bias])
@@ -61,10 +62,7 @@ fn on_gpu(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, parts: &[usize]) -
 fn check(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, parts: &[usize]) -> Result<usize> {
     const NAME: &str = "linear";
     let inputs = [("x", Some(x)), ("weight", Some(weight)), ("bias", bias)];
-    match x.device().is_cpu() {
-        true => fused::same_dtype_and_device(NAME, &inputs)?,
-        false => fused::same_dtype_and_device_or_gpu(NAME, &inputs, &[])?,
-    }
+    fused::same_dtype_and_device_or_gpu(NAME, &inputs, &[])?;
     let d_in = x.dim(D::Minus1)?;
     let d_out = check_parts(NAME, d_in, parts)?;
     expect_shape(NAME, "weight", Some(weight), &[d_out, d_in])?;

@@ -5,7 +5,8 @@
 //! the number of threads.
 
 use crate::cross_entropy::product::{Matrix, multiply};
-use crate::fused::{Elements, expect_shape, same_dtype_and_device};
+use crate::fused::{Elements, expect_shape, same_dtype_and_device_or_gpu};
+use crate::gpu::Gpu;
 use crate::simd::Real;
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
@@ -19,6 +20,8 @@ pub type Hit = (u32, f64);
 const QUERIES: usize = 32;
 /// Values of a tile of the table.
 const VALUES: usize = 1 << 18;
+/// Products that a GPU hands over at a time.
+const PRODUCTS: usize = 1 << 24;
 /// Products looked at together: most blocks hold none that counts, and are passed over by their maximum.
 const BLOCK: usize = 32;
 
@@ -41,6 +44,9 @@ const BLOCK: usize = 32;
 pub fn top_k(queries: &Tensor, table: &Tensor, k: usize, skip: &[Vec<u32>]) -> Result<Vec<Vec<Hit>>> {
     check(queries, table, skip)?;
     let (queries, table) = (queries.detach().contiguous()?, table.detach().contiguous()?);
+    if Gpu::of(Some(&queries)).is_some() {
+        return search_products(&queries, &table, k, skip);
+    }
     let d = queries.dim(1)?;
     let (q, t) = (Elements::new(&queries), Elements::new(&table));
     Ok(match queries.dtype() {
@@ -51,7 +57,7 @@ pub fn top_k(queries: &Tensor, table: &Tensor, k: usize, skip: &[Vec<u32>]) -> R
 
 fn check(queries: &Tensor, table: &Tensor, skip: &[Vec<u32>]) -> Result<()> {
     const NAME: &str = "top_k";
-    same_dtype_and_device(NAME, &[("queries", Some(queries)), ("table", Some(table))])?;
+    same_dtype_and_device_or_gpu(NAME, &[("queries", Some(queries)), ("table", Some(table))], &[])?;
     let (n, d) = queries.dims2()?;
     expect_shape(NAME, "table", Some(table), &[table.dim(0)?, d])?;
     if d == 0 {
@@ -61,6 +67,29 @@ fn check(queries: &Tensor, table: &Tensor, skip: &[Vec<u32>]) -> Result<()> {
         bail!("{NAME}: {} lists of rows to skip, expected one for each of {n} queries", skip.len());
     }
     Ok(())
+}
+
+/// The products from a GPU, in f32, a tile of queries at a time; the search among them on the CPU.
+fn search_products(queries: &Tensor, table: &Tensor, k: usize, skip: &[Vec<u32>]) -> Result<Vec<Vec<Hit>>> {
+    let (n, rows) = (queries.dim(0)?, table.dim(0)?);
+    let tile = (PRODUCTS / rows.max(1)).clamp(1, n.max(1));
+    let mut all = Vec::with_capacity(n);
+    for first in (0..n).step_by(tile) {
+        let part = queries.narrow(0, first, tile.min(n - first))?;
+        let mut products = part.matmul(&table.t()?)?.to_dtype(DType::F32)?.to_vec2::<f32>()?; // (tile, V)
+        let hits = products.par_iter_mut().enumerate().map(|(i, products)| {
+            for &row in skip.get(first + i).into_iter().flatten() {
+                if let Some(product) = products.get_mut(row as usize) {
+                    *product = f32::NAN;
+                }
+            }
+            let mut best = Best { k, hits: Vec::with_capacity(k + 1) };
+            best.take(0, products);
+            best.hits.into_iter().map(|(row, x)| (row, f64::from(x))).collect::<Vec<Hit>>()
+        });
+        all.extend(hits.collect::<Vec<_>>());
+    }
+    Ok(all)
 }
 
 fn search<T: Real>(queries: &[T], table: &[T], d: usize, k: usize, skip: &[Vec<u32>]) -> Vec<Vec<Hit>> {

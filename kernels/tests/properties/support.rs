@@ -35,9 +35,10 @@ pub(crate) fn evaluate(x: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Vec<Tensor>
 pub(crate) fn weighted_sum(outputs: &[Tensor]) -> Result<Tensor> {
     // Half precision is summed in f32.
     let dtype = if outputs[0].dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-    let mut sum = Tensor::zeros((), dtype, &Device::Cpu)?;
+    let mut sum = Tensor::zeros((), dtype, outputs[0].device())?;
     for (i, y) in outputs.iter().enumerate().filter(|(_, y)| y.elem_count() > 0) {
         let cotangent = pseudo_random(y.dims(), 1000 + i as u64, DType::F32)?.to_dtype(dtype)?;
+        let cotangent = cotangent.to_device(y.device())?;
         sum = (sum + (y.to_dtype(dtype)? * cotangent)?.sum_all()?)?;
     }
     Ok(sum)

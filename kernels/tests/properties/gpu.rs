@@ -1,39 +1,96 @@
-//! The CUDA kernels, compiled for the host and run by the ops' own launches, against the references: blocks one after
-//! another, the threads of a block as fibers that switch at barriers. Also in other orders of threads, which a missing
-//! barrier would show in. Memory that a kernel has not written is NaN.
+//! The CUDA kernels against the references, on the GPU that `$MAMBA_TEST_DEVICE` names (`cuda:N`), else compiled for the
+//! host and run by the ops' own launches: blocks one after another, the threads of a block as fibers that switch at
+//! barriers, also in other orders of threads, which a missing barrier would show in. Memory that a kernel has not written
+//! is NaN there.
 //!
-//! This tells what the kernels compute, not that a GPU runs them. Skipped without a C++ compiler.
+//! Without a GPU this tells what the kernels compute, not that a GPU runs them; it is skipped without a C++ compiler.
 
 use crate::support::{
     ARRANGEMENTS, Arrangement, Evaluated, cast, evaluate, expect_same, expect_same_bits, expect_zero_padding,
-    fill_padding,
+    fill_padding, message,
 };
-use crate::{causal_conv1d as conv, norm, selective_scan as scan, ssd};
-use candle_core::{DType, Result, Tensor};
-use mamba_kernels::testing::Emulation;
+use crate::{
+    causal_conv1d as conv, conv2d, cross_entropy, instance_norm, linear, norm, selective_scan as scan, ssd,
+};
+use candle_core::{DType, Device, Result, Tensor};
+use mamba_kernels::testing::{Emulation, device, expect_close};
 use std::path::Path;
 use std::sync::OnceLock;
 
-/// The kernels, compiled once; none, with a message, if there is no compiler.
-fn emulation() -> Option<Emulation> {
-    static BUILT: OnceLock<Option<Emulation>> = OnceLock::new();
-    *BUILT.get_or_init(|| {
+/// What runs kernels.
+#[derive(Clone)]
+enum Machine {
+    Gpu(Device),
+    Host(Emulation),
+}
+
+/// None, with a message, if there is neither a GPU nor a compiler. The kernels are compiled once.
+fn machine() -> Option<Machine> {
+    static BUILT: OnceLock<Option<Machine>> = OnceLock::new();
+    let build = || {
+        if !device().is_cpu() {
+            return Some(Machine::Gpu(device()));
+        }
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda");
         let built = Emulation::build(&folder, Path::new(env!("CARGO_TARGET_TMPDIR")));
         let built = built.unwrap_or_else(|error| panic!("the kernels do not compile for the host: {error}"));
         if built.is_none() {
             eprintln!("no C++ compiler ($CXX, c++): the CUDA kernels are not tested");
         }
-        built
-    })
+        built.map(Machine::Host)
+    };
+    BUILT.get_or_init(build).clone()
+}
+
+impl Machine {
+    /// Runs `f` of the tensors, in one of three orders of threads where that can be chosen. Results lie on the CPU.
+    fn run(
+        &self,
+        order: u32,
+        x: &[Tensor],
+        f: impl Fn(&[Tensor]) -> Result<Vec<Tensor>>,
+    ) -> Result<Vec<Tensor>> {
+        match self {
+            Self::Gpu(device) => to(&f(&to(x, device)?)?, &Device::Cpu),
+            Self::Host(emulation) => emulation.with_order(order).run(|| f(x)),
+        }
+    }
+
+    /// The same with gradients.
+    fn evaluate(
+        &self,
+        order: u32,
+        x: &[Tensor],
+        f: impl Fn(&[Tensor]) -> Result<Vec<Tensor>>,
+    ) -> Result<Evaluated> {
+        match self {
+            Self::Gpu(device) => {
+                let Evaluated { outputs, grads } = evaluate(&to(x, device)?, f)?;
+                Ok(Evaluated { outputs: to(&outputs, &Device::Cpu)?, grads: to(&grads, &Device::Cpu)? })
+            }
+            Self::Host(emulation) => emulation.with_order(order).run(|| evaluate(x, f)),
+        }
+    }
+
+    /// The types of ops that are composed from tensor ops: on the CPU there are no products in bf16.
+    fn types_of_products(&self) -> &'static [DType] {
+        match self {
+            Self::Gpu(_) => &DTYPES,
+            Self::Host(_) => &[DType::F32, DType::F16],
+        }
+    }
+}
+
+fn to(x: &[Tensor], device: &Device) -> Result<Vec<Tensor>> {
+    x.iter().map(|x| x.to_device(device)).collect()
 }
 
 /// The element types of kernels.
 const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 
-/// Fails unless the emulated kernel is `reference` in f64, given the inputs as `dtype` rounds them, and gives the same
-/// bits whatever the order of threads. `parameters` are inputs that stay f32 beside half precision.
-fn expect_emulated(
+/// Fails unless the kernel is `reference` in f64, given the inputs as `dtype` rounds them, and gives the same bits whatever
+/// the order of threads. `parameters` are inputs that stay f32 beside half precision.
+fn expect_gpu(
     label: &str,
     names: &[&str],
     x: &[Tensor],
@@ -42,20 +99,17 @@ fn expect_emulated(
     kernel: impl Fn(&[Tensor]) -> Result<Vec<Tensor>>,
     reference: impl Fn(&[Tensor]) -> Result<Vec<Tensor>>,
 ) -> Result<()> {
-    let Some(emulation) = emulation() else { return Ok(()) };
+    let Some(machine) = machine() else { return Ok(()) };
     for &dtype in dtypes {
         let mut rounded = cast(x, dtype)?;
         for &i in parameters {
             rounded[i] = x[i].clone();
         }
         let want = evaluate(&cast(&rounded, DType::F64)?, &reference)?;
-        let run = |order: u32| -> Result<Evaluated> {
-            emulation.with_order(order).run(|| evaluate(&rounded, &kernel))
-        };
-        let got = run(0)?;
+        let got = machine.evaluate(0, &rounded, &kernel)?;
         expect_same(label, dtype, names, &got, &want)?;
         for order in [1, 2] {
-            let again = run(order)?;
+            let again = machine.evaluate(order, &rounded, &kernel)?;
             let pairs = got.outputs.iter().chain(&got.grads).zip(again.outputs.iter().chain(&again.grads));
             for (i, (a, b)) in pairs.enumerate() {
                 expect_same_bits(&format!("{label} {dtype:?}: result {i} in order {order}"), b, a)?;
@@ -72,19 +126,19 @@ fn expect_scan(case: &scan::Case, dtypes: &[DType]) -> Result<()> {
     let parameters = [2, 5, 7, 8];
     // The reference walks token by token; the CPU's kernel is tested against it and fast.
     let reference = |x: &[Tensor]| if case.len > 70 { case.kernel(x) } else { case.reference(x) };
-    expect_emulated(&label, &scan::NAMES, &x, &parameters, dtypes, |x| case.kernel(x), reference)
+    expect_gpu(&label, &scan::NAMES, &x, &parameters, dtypes, |x| case.kernel(x), reference)
 }
 
 fn expect_conv(case: &conv::Case, dtypes: &[DType]) -> Result<()> {
     let x = case.inputs()?;
     let label = format!("{case:?}");
-    expect_emulated(&label, &conv::NAMES, &x, &[1, 2], dtypes, |x| case.kernel(x), |x| case.reference(x))
+    expect_gpu(&label, &conv::NAMES, &x, &[1, 2], dtypes, |x| case.kernel(x), |x| case.reference(x))
 }
 
 fn expect_norm(case: &norm::Case, dtypes: &[DType]) -> Result<()> {
     let x = case.inputs()?;
     let label = format!("{case:?}");
-    expect_emulated(&label, &norm::NAMES, &x, &[1, 2], dtypes, |x| case.kernel(x), |x| case.reference(x))
+    expect_gpu(&label, &norm::NAMES, &x, &[1, 2], dtypes, |x| case.kernel(x), |x| case.reference(x))
 }
 
 fn expect_ssd(case: &ssd::Case, dtypes: &[DType]) -> Result<()> {
@@ -92,7 +146,7 @@ fn expect_ssd(case: &ssd::Case, dtypes: &[DType]) -> Result<()> {
     let label = format!("{case:?}");
     // A, D, dt_bias, initial state
     let parameters = [2, 5, 7, 8];
-    expect_emulated(&label, &ssd::NAMES, &x, &parameters, dtypes, |x| case.kernel(x), |x| case.reference(x))
+    expect_gpu(&label, &ssd::NAMES, &x, &parameters, dtypes, |x| case.kernel(x), |x| case.reference(x))
 }
 
 #[test]
@@ -174,8 +228,8 @@ fn scans_that_are_cut_along_their_length_match() -> Result<()> {
 }
 
 #[test]
-fn padding_of_emulated_scans_is_never_read() -> Result<()> {
-    let Some(emulation) = emulation() else { return Ok(()) };
+fn padding_of_scans_is_never_read() -> Result<()> {
+    let Some(machine) = machine() else { return Ok(()) };
     for arrangement in [Arrangement::RightPadded, Arrangement::SeqIdx, Arrangement::Nothing] {
         let case = scan::Case { arrangement, ..scan::full(2, 40, 5, 4) };
         let segments = case.segments().expect("the arrangement has segments");
@@ -184,9 +238,8 @@ fn padding_of_emulated_scans_is_never_read() -> Result<()> {
         for i in [0, 1, 3, 4, 6] {
             poisoned[i] = fill_padding(&clean[i], &segments, f64::NAN)?;
         }
-        let (want, got) = emulation.run(|| {
-            Ok::<_, candle_core::Error>((evaluate(&clean, |x| case.kernel(x))?, case.kernel(&poisoned)?))
-        })?;
+        let want = machine.evaluate(0, &clean, |x| case.kernel(x))?;
+        let got = machine.run(0, &poisoned, |x| case.kernel(x))?;
         expect_zero_padding("y", &got[0], &segments)?;
         expect_same_bits("y", &got[0], &want.outputs[0])?;
         expect_same_bits("last state", &got[1], &want.outputs[1])?;
@@ -254,22 +307,22 @@ fn dual_scans_that_forget_at_once_stay_finite() -> Result<()> {
     let case = ssd::full(1, 70, (2, 1), 3, 4);
     let mut x = case.inputs()?;
     x[2] = (&x[2] * 1e6)?;
-    expect_emulated("fast", &ssd::NAMES, &x, &[], &DTYPES[..1], |x| case.kernel(x), |x| case.reference(x))
+    expect_gpu("fast", &ssd::NAMES, &x, &[], &DTYPES[..1], |x| case.kernel(x), |x| case.reference(x))
 }
 
 /// A single token takes a kernel of its own where no gradient is asked for.
 #[test]
 fn single_tokens_match_the_reference() -> Result<()> {
-    let Some(emulation) = emulation() else { return Ok(()) };
+    let Some(machine) = machine() else { return Ok(()) };
     for weights in [false, true] {
         for (heads, p, n) in [((1, 1), 1, 1), ((4, 2), 5, 70)] {
             let whole = ssd::Case { weights, skip_per_channel: weights, ..ssd::full(3, 1, heads, p, n) };
             for case in [whole, ssd::Case { initial: false, gate: false, ..whole }] {
                 let x = case.inputs()?;
                 let want = case.reference(&cast(&x, DType::F64)?)?;
-                let got = emulation.run(|| case.kernel(&x))?;
+                let got = machine.run(0, &x, |x| case.kernel(x))?;
                 for (got, want) in got.iter().zip(&want) {
-                    mamba_kernels::testing::expect_close(&format!("{case:?}"), got, want, 5e-6)?;
+                    expect_close(&format!("{case:?}"), got, want, 5e-6)?;
                 }
             }
         }
@@ -278,8 +331,8 @@ fn single_tokens_match_the_reference() -> Result<()> {
 }
 
 #[test]
-fn padding_of_emulated_dual_scans_is_never_read() -> Result<()> {
-    let Some(emulation) = emulation() else { return Ok(()) };
+fn padding_of_dual_scans_is_never_read() -> Result<()> {
+    let Some(machine) = machine() else { return Ok(()) };
     for arrangement in [Arrangement::RightPadded, Arrangement::SeqIdx, Arrangement::Nothing] {
         let case = ssd::Case { arrangement, weights: true, ..ssd::full(2, 40, (2, 1), 5, 4) };
         let segments = case.segments().expect("the arrangement has segments");
@@ -288,10 +341,8 @@ fn padding_of_emulated_dual_scans_is_never_read() -> Result<()> {
         for i in [0, 1, 3, 4, 6, 9, 10] {
             poisoned[i] = fill_padding(&clean[i], &segments, f64::NAN)?;
         }
-        let (want, got) = emulation.run(|| {
-            let got = evaluate(&poisoned, |x| case.kernel(x))?;
-            Ok::<_, candle_core::Error>((evaluate(&clean, |x| case.kernel(x))?, got))
-        })?;
+        let want = machine.evaluate(0, &clean, |x| case.kernel(x))?;
+        let got = machine.evaluate(0, &poisoned, |x| case.kernel(x))?;
         for (got, want) in got.outputs.iter().chain(&got.grads).zip(want.outputs.iter().chain(&want.grads)) {
             expect_same_bits("poisoned padding", got, want)?;
         }
@@ -338,10 +389,62 @@ fn norms_match_the_reference() -> Result<()> {
 
 #[test]
 fn a_dtype_without_kernels_is_refused() -> Result<()> {
-    let Some(emulation) = emulation() else { return Ok(()) };
+    let Some(machine) = machine() else { return Ok(()) };
     let case = norm::full(&[2, 4]);
     let x = cast(&case.inputs()?, DType::F64)?;
-    let message = emulation.run(|| crate::support::message(case.kernel(&x)));
+    let message = message(machine.run(0, &x, |x| case.kernel(x)));
     assert_eq!(message, "norm: dtype F64 is not supported on a GPU, expected f32, bf16 or f16");
+    Ok(())
+}
+
+/// Ops without kernels of their own are composed from tensor ops there.
+#[test]
+fn ops_that_are_composed_match_their_references() -> Result<()> {
+    let Some(machine) = machine() else { return Ok(()) };
+    let types = machine.types_of_products();
+    let gelu = |x: &[Tensor]| Ok(vec![mamba_kernels::gelu(&x[0])?]);
+    let of_gelu = |x: &[Tensor]| Ok(vec![mamba_kernels::gelu::reference::gelu(&x[0])?]);
+    expect_gpu("gelu", &["x"], &conv::full(1, 7, 5, 2).inputs()?[..1], &[], types, gelu, of_gelu)?;
+
+    let x = instance_norm::inputs(&[2, 5, 3, 4])?;
+    let op = |x: &[Tensor]| Ok(vec![mamba_kernels::instance_norm(&x[0], &x[1], &x[2], Some(&x[3]), 1e-5)?]);
+    expect_gpu("instance norm", &instance_norm::NAMES, &x, &[], types, op, op)?;
+
+    let x = conv2d::inputs((2, 6, 5), &[3, 4], 2, (3, 3))?;
+    let shape =
+        mamba_kernels::Conv2d { dilation: (2, 1), pad_h: (2, 2), pad_w: (1, 0), ..Default::default() };
+    expect_gpu(
+        "conv2d",
+        &conv2d::NAMES,
+        &x,
+        &[],
+        types,
+        |x| conv2d::run(x, shape),
+        |x| conv2d::run(x, shape),
+    )?;
+
+    let parts = [2, 3];
+    let x = linear::inputs(&[2, 3, 4], &parts)?;
+    let op = |x: &[Tensor]| mamba_kernels::linear(&x[0], &x[1], Some(&x[2]), &parts);
+    expect_gpu("linear", &["x", "weight", "bias"], &x, &[], types, op, op)?;
+
+    let (x, targets) = (cross_entropy::inputs(6, 4, 9)?, cross_entropy::targets(6, 9)?);
+    let op = |x: &[Tensor]| {
+        let targets = targets.to_device(x[0].device())?;
+        Ok(vec![mamba_kernels::linear_cross_entropy(&x[0], &x[1], &targets)?])
+    };
+    expect_gpu("cross-entropy", &cross_entropy::NAMES, &x, &[], types, op, op)?;
+
+    let (queries, table) = (x[0].clone(), x[1].clone());
+    let skip: Vec<Vec<u32>> = (0..6).map(|i| vec![i, 100]).collect();
+    let want = mamba_kernels::top_k::reference::top_k(&queries, &table, 3, &skip)?;
+    machine.run(0, &[queries, table], |x| {
+        let got = mamba_kernels::top_k(&x[0], &x[1], 3, &skip)?;
+        let rows = |hits: &[Vec<(u32, f64)>]| -> Vec<Vec<u32>> {
+            hits.iter().map(|hits| hits.iter().map(|hit| hit.0).collect()).collect()
+        };
+        assert_eq!(rows(&got), rows(&want));
+        Ok(Vec::new())
+    })?;
     Ok(())
 }
