@@ -219,38 +219,26 @@ pub enum Error {
         reason: String,
     },
     /// A chromosome of a VCF file is not in the reference.
-    #[error("{path}:{line}: chromosome {chrom:?} is not in {reference}, which has {known}")]
+    #[error("{path}:{line}: {reason}")]
     UnknownChromosome {
         /// The VCF file.
         path: String,
         /// Line, 1-based.
         line: u64,
-        /// CHROM.
-        chrom: String,
-        /// The reference.
-        reference: String,
-        /// Its first names.
-        known: String,
+        /// Which, and what the reference has.
+        reason: String,
         /// What the reference seems to call the chromosome.
         alike: Option<String>,
     },
     /// REF of a VCF file is not what the reference has.
-    #[error("{path}:{line}: REF is {given:?} at {chrom}:{pos1}, where {reference} has {found:?}")]
+    #[error("{path}:{line}: {reason}")]
     ReferenceMismatch {
         /// The VCF file.
         path: String,
         /// Line, 1-based.
         line: u64,
-        /// CHROM.
-        chrom: String,
-        /// POS, 1-based.
-        pos1: u64,
-        /// REF.
-        given: String,
-        /// The reference.
-        reference: String,
-        /// What stands there.
-        found: String,
+        /// Both, and where.
+        reason: String,
     },
     /// A line of a protein file cannot be understood.
     #[error("{path}:{line}: {reason}")]
@@ -332,8 +320,8 @@ impl Error {
             Self::IndexMismatch { path, .. } => {
                 Some(format!("the index is older than the file: remove {path}.fai, or make it again"))
             }
-            Self::UnknownChromosome { chrom, alike: Some(alike), .. } => Some(format!(
-                "the reference calls it {alike:?}, the VCF {chrom:?}: --match-chr takes names that differ by \"chr\" for the same"
+            Self::UnknownChromosome { alike: Some(alike), .. } => Some(format!(
+                "the reference calls it {alike:?}: --match-chr takes names that differ by \"chr\" for the same"
             )),
             Self::UnknownChromosome { .. } => {
                 Some("give the reference that the variants were called against, or pass them over with --skip-unknown".into())

@@ -49,8 +49,7 @@ fn scorer(
     let (model, config) = ProteinModel::load(checkpoint, common.dtype(), device)
         .hint("train a model with `mamba-genomics protein train`, or name a published checkpoint's folder")?;
     let alphabet = config.alphabet();
-    let mut homologs: Vec<Vec<u32>> =
-        residues(context, alphabet)?.into_iter().map(|(_, residues)| residues).collect();
+    let mut homologs = reader::read_all(&super::sequence_files(context)?, alphabet)?;
     if homologs.len() > most {
         homologs.truncate(most);
         if !common.quiet {

@@ -144,7 +144,7 @@ mod tests {
     fn spans_move_behind_the_sequence_and_keep_their_positions() {
         let residues: Vec<u32> = (4..13).collect();
         let mut prompt = Prompt::default();
-        prompt.push_filled(&residues, &[2..5], 7);
+        prompt.push_filled(&residues, std::slice::from_ref(&(2..5)), 7);
         assert_eq!(prompt.ids, [0, 4, 5, 33, 9, 10, 11, 12, 2, 33, 6, 7, 8]);
         assert_eq!(prompt.positions, [0, 1, 2, 3, 6, 7, 8, 9, 0, 3, 3, 4, 5]);
         assert_eq!(prompt.sequences, [7; 13]);

@@ -21,6 +21,11 @@ pub struct Protein {
 }
 
 impl Protein {
+    /// A protein of residues alone.
+    pub fn new(name: impl Into<String>, residues: Vec<u32>) -> Self {
+        Self { name: name.into(), inserted: vec![false; residues.len()], tokens: residues }
+    }
+
     /// The residues, without gaps.
     pub fn residues(&self, alphabet: Alphabet) -> Vec<u32> {
         self.tokens.iter().copied().filter(|&token| token != alphabet.gap()).collect()

@@ -7,10 +7,12 @@ use crate::protein::alphabet::{AMINO_ACIDS, Alphabet};
 use crate::protein::fim::Prompt;
 use crate::protein::model::ProteinInput;
 use crate::protein::prot_mamba::ProtMambaInput;
+use crate::protein::reader::Protein;
 use crate::protein::{ProtMamba, ProteinConfig, ProteinModel, align};
 
-/// Masked copies that go through a model together.
+/// Masked copies that go through a model together, and the tokens in them unless one has more.
 const BATCH: usize = 16;
+const BATCH_TOKENS: usize = 16_384;
 /// Tokens of the context of ProtMamba that are read at once.
 const CHUNK: usize = 4096;
 
@@ -19,7 +21,7 @@ pub struct ProteinScorer {
     model: ProteinModel,
     alphabet: Alphabet,
     fills_in: bool,
-    context: Vec<Vec<u32>>,
+    context: Vec<Protein>,
     /// ProtMamba's state after the context.
     state: BackboneState,
     device: Device,
@@ -29,14 +31,14 @@ pub struct ProteinScorer {
 pub type AminoAcids = [f64; AMINO_ACIDS.len()];
 
 impl ProteinScorer {
-    /// Reads the context, residues without gaps, once.
+    /// Reads the context once.
     ///
     /// # Errors
     /// A model that takes no context.
     pub fn new(
         model: ProteinModel,
         config: &ProteinConfig,
-        context: Vec<Vec<u32>>,
+        context: Vec<Protein>,
         device: &Device,
     ) -> Result<Self> {
         let mut state = BackboneState::new();
@@ -44,7 +46,7 @@ impl ProteinScorer {
             ProteinModel::ProtMamba(model) => {
                 let mut prompt = Prompt::default();
                 for (i, homolog) in context.iter().enumerate() {
-                    prompt.push_sequence(homolog, i as u32);
+                    prompt.push_sequence(&homolog.residues(config.alphabet()), i as u32);
                 }
                 read(model, &prompt, &mut state, device)?;
             }
@@ -158,7 +160,7 @@ impl ProteinScorer {
         let sequence = self.context.len() as u32;
         let ask = |&position: &usize| {
             let mut prompt = Prompt::default();
-            prompt.push_open(residues, &[position..position + 1], sequence);
+            prompt.push_open(residues, std::slice::from_ref(&(position..position + 1)), sequence);
             prompt.push_mask(0, position + 1, sequence);
             let logits = run(model, &prompt, &mut self.state.clone(), &self.device)?;
             Ok(log_softmax(logits.last().map_or(&[][..], Vec::as_slice)))
@@ -166,13 +168,24 @@ impl ProteinScorer {
         positions.iter().map(ask).collect()
     }
 
+    /// The context in the columns of a protein: as it stands, if it is an alignment of that many columns, else aligned here.
+    fn rows_below(&self, residues: &[u32]) -> Vec<Vec<u32>> {
+        let columns: Vec<Vec<u32>> = self.context.iter().map(Protein::columns).collect();
+        if columns.iter().all(|row| row.len() == residues.len()) {
+            return columns;
+        }
+        let align =
+            |homolog: &Protein| align::to_query(residues, &homolog.residues(self.alphabet), self.alphabet);
+        self.context.iter().map(align).collect()
+    }
+
     /// ln p of all tokens at masked positions.
     fn masked(&self, residues: &[u32], positions: &[usize]) -> Result<Vec<Vec<f64>>> {
-        let others: Vec<Vec<u32>> =
-            self.context.iter().map(|homolog| align::to_query(residues, homolog, self.alphabet)).collect();
+        let others = self.rows_below(residues);
         let len = residues.len();
         let mut predicted = Vec::with_capacity(positions.len());
-        for positions in positions.chunks(BATCH) {
+        let at_once = (BATCH_TOKENS / (len * (1 + others.len())).max(1)).clamp(1, BATCH);
+        for positions in positions.chunks(at_once) {
             let mut ids = Vec::with_capacity(positions.len() * (1 + others.len()) * len);
             for &position in positions {
                 let start = ids.len();

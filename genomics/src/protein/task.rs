@@ -318,7 +318,8 @@ impl ProteinData {
     pub fn baselines(&self, test: bool) -> mamba_core::Result<(ProteinScore, Option<ProteinScore>)> {
         let rows = self.held_out(test);
         let size = self.alphabet.len();
-        let columns = self.aligned.then(|| self.train.iter().map(Vec::len).max().unwrap_or(0)).unwrap_or(0);
+        let longest = self.train.iter().map(Vec::len).max().unwrap_or(0);
+        let columns = if self.aligned { longest } else { 0 };
         let mut all = vec![0.0; size];
         let mut by_column = vec![vec![0.0; size]; columns];
         for row in &self.train {

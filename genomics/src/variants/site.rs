@@ -114,6 +114,13 @@ impl Default for SiteOptions {
     }
 }
 
+/// Trimmed alleles, and where they begin.
+struct Change {
+    start0: u64,
+    reference: Vec<u8>,
+    alternate: Vec<u8>,
+}
+
 /// A reference genome that variants are held against.
 pub struct Reference {
     fasta: IndexedFasta,
@@ -142,9 +149,12 @@ impl Reference {
             return Err(Error::UnknownChromosome {
                 path: vcf.into(),
                 line: record.line,
-                chrom: record.chrom.clone(),
-                reference: self.path.clone(),
-                known: self.some_names(),
+                reason: format!(
+                    "chromosome {:?} is not in {}, which has {}",
+                    record.chrom,
+                    self.path,
+                    self.some_names()
+                ),
                 alike: self.alike(&record.chrom).map(|(name, _)| name),
             });
         };
@@ -179,11 +189,14 @@ impl Reference {
             return Err(Error::ReferenceMismatch {
                 path: vcf.into(),
                 line: record.line,
-                chrom: record.chrom.clone(),
-                pos1: record.pos1,
-                given: record.reference.clone(),
-                reference: self.path.clone(),
-                found: tokenizer::decode(&found),
+                reason: format!(
+                    "REF is {:?} at {}:{}, where {} has {:?}",
+                    record.reference,
+                    record.chrom,
+                    record.pos1,
+                    self.path,
+                    tokenizer::decode(&found)
+                ),
             });
         }
         if record.alternates.is_empty() {
@@ -194,7 +207,7 @@ impl Reference {
             sites.push(match self.change(start0, &reference, alternate) {
                 Err(skip) => Err(skip),
                 Ok(None) => return Err(problem(format!("ALT is {alternate:?}, which is no DNA"))),
-                Ok(Some((start0, reference, alternate))) => {
+                Ok(Some(Change { start0, reference, alternate })) => {
                     let end0 = start0 + reference.len() as u64;
                     let flank = self.options.flank as u64;
                     let left = self.read(number, start0.saturating_sub(flank), start0)?;
@@ -206,13 +219,8 @@ impl Reference {
         Ok(sites)
     }
 
-    /// Where the trimmed alleles begin, and both; `None` if the text of ALT cannot be understood.
-    fn change(
-        &self,
-        start0: u64,
-        reference: &[u8],
-        text: &str,
-    ) -> std::result::Result<Option<(u64, Vec<u8>, Vec<u8>)>, Skip> {
+    /// The trimmed alleles; `None` if the text of ALT cannot be understood.
+    fn change(&self, start0: u64, reference: &[u8], text: &str) -> std::result::Result<Option<Change>, Skip> {
         if let Some(skip) = skip_by_text(text) {
             return Err(skip);
         }
@@ -229,7 +237,8 @@ impl Reference {
         if reference.len().max(alternate.len()) > self.options.longest {
             return Err(Skip::TooLong);
         }
-        Ok(Some((start0 + prefix as u64, reference.to_vec(), alternate.to_vec())))
+        let (reference, alternate) = (reference.to_vec(), alternate.to_vec());
+        Ok(Some(Change { start0: start0 + prefix as u64, reference, alternate }))
     }
 
     fn read(&mut self, record: usize, start0: u64, end0: u64) -> Result<Vec<u8>> {

@@ -109,6 +109,11 @@ fn every_record_comes_back_with_scores_or_a_reason() {
         summary["skipped"],
         serde_json::json!({ "symbolic": 5, "overlapping_deletion": 5, "no_alternate": 5, "ambiguous_base": 5 })
     );
+    let manifest: serde_json::Value = serde_json::from_str(&folder.text("scored.vcf.manifest.json")).unwrap();
+    assert_eq!(
+        (&manifest["rows"], &manifest["counts"]["scored"], &manifest["counts"]["symbolic"]),
+        (&40.into(), &30.into(), &5.into())
+    );
     let (before, after) = (folder.text("calls.vcf"), folder.text("scored.vcf"));
     let added: Vec<&str> = after.lines().filter(|line| line.starts_with("##INFO=<ID=MAMBA_")).collect();
     assert!(added.len() == 3 && added[0].contains(env!("CARGO_PKG_VERSION")), "{added:?}");

@@ -22,6 +22,16 @@ pub(super) enum Row {
     Skipped(Skip),
 }
 
+impl Row {
+    /// What the manifest counts it as.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Scored(_) => "scored",
+            Self::Skipped(skip) => skip.word(),
+        }
+    }
+}
+
 /// The INFO definitions, with what the scores were made by.
 pub(super) fn header(header: &[String], reference: &Path, model: &str) -> Vec<String> {
     let reference = reference.file_name().unwrap_or_default().to_string_lossy().replace('"', "'");
@@ -255,6 +265,9 @@ impl VcfSink {
             }
         }
         self.rows += 1;
+        if let Some(claim) = &mut self.claim {
+            rows.iter().for_each(|row| claim.count(row.kind(), 1));
+        }
         self.line(&record.with_info(&fields))
     }
 
@@ -300,6 +313,7 @@ impl Table {
     fn write(&mut self, record: &VcfRecord, rows: &[Row]) -> Result<()> {
         // The line itself is not needed any more.
         let record = Arc::new(VcfRecord { text: String::new(), ..record.clone() });
+        rows.iter().for_each(|row| self.writer.count(row.kind(), 1));
         self.rows.extend(rows.iter().enumerate().map(|(i, &row)| (Arc::clone(&record), i, row)));
         if self.rows.len() >= BUFFERED_ROWS { self.flush() } else { Ok(()) }
     }
@@ -335,8 +349,6 @@ impl Table {
 
     fn finish(mut self) -> Result<()> {
         self.flush()?;
-        let scored = self.writer.rows();
-        self.writer.count("alleles", scored);
         self.writer.finish()?;
         Ok(())
     }
