@@ -10,7 +10,7 @@ fn main() {
     if std::env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return;
     }
-    for variable in ["NVCC", "CUDA_HOME"] {
+    for variable in ["NVCC", "CUDA_HOME", "CUDA_COMPUTE_CAP"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     println!("cargo::rerun-if-changed=cuda");
@@ -25,6 +25,9 @@ fn compile() -> Result<(), String> {
         "feature `cuda` needs the compiler nvcc, which is neither in $CUDA_HOME/bin nor on the PATH: see kernels/cuda/README.md",
     )?;
     println!("cargo::rustc-env=MAMBA_NVCC_VERSION={}", version(&nvcc));
+    // What candle's own kernels are compiled for; without the variable, the GPU of the machine that builds.
+    let capability = std::env::var("CUDA_COMPUTE_CAP").unwrap_or_default();
+    println!("cargo::rustc-env=MAMBA_COMPUTE_CAPABILITY={capability}");
     for module in MODULES {
         let source = Path::new("cuda").join(module).with_extension("cu");
         // Code for A100 and H100, and portable code that drivers compile for what comes after them. A register that is

@@ -31,7 +31,11 @@ impl DeviceChoice {
 #[cfg(feature = "cuda")]
 fn open_cuda(number: usize) -> Result<Device> {
     // One stream for all threads: what a loading thread uploads comes before what is computed from it.
-    Device::new_cuda_with_stream(number).map_err(|error| {
+    let open = || {
+        let device = Device::new_cuda_with_stream(number)?;
+        mamba_kernels::check_device(&device).map(|()| device)
+    };
+    open().map_err(|error: candle_core::Error| {
         let text = error.to_string();
         let known = [
             ("CUDA_ERROR_NO_DEVICE", "this machine has no NVIDIA GPU that the driver shows"),

@@ -15,7 +15,7 @@
 use crate::bidirectional::{BiMamba, Combine, Orientation};
 use crate::mamba1::{Mamba1, Mamba1Config, Pass, SelectiveSsm};
 use crate::mixer::Ssm;
-use crate::nn::{Linear, Norm, NormKind};
+use crate::nn::{Linear, Norm, NormKind, negative_exp};
 use crate::scan_order::ScanOrder;
 use crate::{Init, ParamBuilder};
 use candle_core::{Module, Result, Tensor, bail};
@@ -265,7 +265,7 @@ impl Direction {
         let (rank, n) = (self.dt_proj.weight().dim(1)?, self.a_log.dim(1)?);
         let [dt_low, b, c] = self.x_proj.split(x, [rank, n, n])?; // (B, L, ·)
         let delta = self.dt_proj.forward(&dt_low)?; // (B, L, d_inner)
-        let a = self.a_log.exp()?.neg()?;
+        let a = negative_exp(&self.a_log)?;
         SelectiveScan::new(x, &delta, &a, &b, &c)
             .skip(&self.d)
             .delta_bias(&self.dt_bias)

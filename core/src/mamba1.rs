@@ -12,7 +12,7 @@
 
 pub use crate::mixer::Pass;
 use crate::mixer::{MixerOf, Projections, Ssm};
-use crate::nn::Linear;
+use crate::nn::{Linear, negative_exp};
 use crate::{Error, Init, ParamBuilder};
 use candle_core::{Module, Result, Tensor, bail};
 use mamba_kernels::{CausalConv1d, SelectiveScan};
@@ -272,7 +272,7 @@ impl SelectiveSsm {
 
     /// `-exp(A_log)`, `(d_inner, d_state)`.
     fn state_matrix(&self) -> Result<Tensor> {
-        self.a.clone().map_or_else(|| self.a_log.exp()?.neg(), Ok)
+        self.a.clone().map_or_else(|| negative_exp(&self.a_log), Ok)
     }
 
     /// `x`, `z` `(B, L, d_inner)` → `(B, L, d_inner)`.
@@ -330,7 +330,7 @@ impl SelectiveSsm {
 fn fixed_state_matrix(a_log: &Tensor) -> Result<Option<Tensor>> {
     match a_log.is_variable() {
         true => Ok(None),
-        false => a_log.exp()?.neg().map(Some),
+        false => negative_exp(a_log).map(Some),
     }
 }
 

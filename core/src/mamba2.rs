@@ -15,7 +15,7 @@
 
 use crate::mamba1::expect_possible;
 use crate::mixer::{MixerOf, Pass, Projections, Ssm};
-use crate::nn::Linear;
+use crate::nn::{Linear, negative_exp};
 use crate::{Error, Init, ParamBuilder};
 use candle_core::{Result, Tensor, bail};
 use mamba_kernels::{CausalConv1d, Norm, Ssd};
@@ -378,7 +378,7 @@ impl DualSsm {
         let x = xbc[0].reshape((batch, len, nheads, headdim))?;
         let b = xbc[1].reshape((batch, len, ngroups, d_state))?;
         let c = xbc[2].reshape((batch, len, ngroups, d_state))?;
-        let a = self.a_log.exp()?.neg()?; // (nheads)
+        let a = negative_exp(&self.a_log)?; // (nheads)
         let heads_of_z = z.reshape((batch, len, nheads, headdim))?;
         let mut scan =
             Ssd::new(&x, dt, &a, &b, &c).skip(&self.d).dt_bias(&self.dt_bias).softplus(true).reverse(reverse);

@@ -3,7 +3,7 @@
 use crate::lora::Adapter;
 use crate::params::LinearWeight;
 use crate::{Init, ParamBuilder};
-use candle_core::{D, IndexOp, Module, Result, Tensor};
+use candle_core::{D, DType, IndexOp, Module, Result, Tensor};
 use mamba_kernels::Norm as NormOp;
 use serde::{Deserialize, Serialize};
 
@@ -210,11 +210,24 @@ impl Module for GatedMlp {
     }
 }
 
+/// Half precision as f32.
+fn widen(x: &Tensor) -> Result<Tensor> {
+    match x.dtype() {
+        DType::BF16 | DType::F16 => x.to_dtype(DType::F32),
+        _ => Ok(x.clone()),
+    }
+}
+
+/// `-exp(x)`, the decay rates that a parameter `A_log` stands for; of half precision in f32, as scans take them.
+pub(crate) fn negative_exp(x: &Tensor) -> Result<Tensor> {
+    widen(x)?.exp()?.neg()
+}
+
 /// Mean cross-entropy in nats of `logits` `(…, classes)` against `targets` `(…)` u32, over the targets that are not
-/// `ignore_index`. With none left the loss is 0.
+/// `ignore_index`; that of half precision is computed in f32. With none left the loss is 0.
 pub fn cross_entropy(logits: &Tensor, targets: &Tensor, ignore_index: Option<u32>) -> Result<Tensor> {
     let classes = logits.dim(D::Minus1)?;
-    let logits = logits.reshape(((), classes))?;
+    let logits = widen(&logits.reshape(((), classes))?)?;
     let targets = targets.flatten_all()?;
     let Some(ignore) = ignore_index else {
         let chosen = candle_nn::ops::log_softmax(&logits, 1)?.gather(&targets.unsqueeze(1)?, 1)?;

@@ -9,10 +9,14 @@ use common::{assert_same_run, records};
 use mamba_core::lm::{LmConfig, MambaLm, SsmConfig};
 use mamba_core::mamba1::DtRank;
 use mamba_core::nn::cross_entropy;
+use mamba_core::optim::{AdamW, AdamWConfig, Gradients};
 use mamba_core::run_folder::{Metric, Record, RunFolder};
 use mamba_core::train::{self, Console, Outcome, StepLoss, Stop, Task, TrainConfig};
-use mamba_core::{BackboneState, Checkpoint, Mamba1Config, Mamba2Config, MixerConfig, Params, Rng};
+use mamba_core::{
+    BackboneState, Checkpoint, Mamba1Config, Mamba2Config, Mamba3Config, MixerConfig, Params, Rng,
+};
 use mamba_kernels::Segments;
+use mamba_kernels::testing::{Emulation, expect_close};
 use models::*;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -372,4 +376,44 @@ fn threads_do_not_change_a_training_run() {
         dir
     });
     assert_same_run(dirs[0].path(), dirs[1].path());
+}
+
+/// The kernels of a GPU, compiled for the host: weights, activations, states and losses of half precision fit together,
+/// give what f32 gives, and training makes progress.
+#[test]
+fn half_precision_trains_on_the_kernels_of_a_gpu() -> Result<()> {
+    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels/cuda");
+    let Some(emulation) = Emulation::build(&kernels, Path::new(env!("CARGO_TARGET_TMPDIR")))? else {
+        eprintln!("no C++ compiler ($CXX, c++): half precision is not tested");
+        return Ok(());
+    };
+    let mixers: [MixerConfig; 3] = [
+        Mamba1Config { d_state: 4, ..Default::default() }.into(),
+        Mamba2Config { d_state: 4, headdim: 8, ..Default::default() }.into(),
+        Mamba3Config { d_state: 4, headdim: 8, ..Default::default() }.into(),
+    ];
+    let ids = ids(2, 9, 3)?;
+    let loss = |lm: &MambaLm| -> Result<Tensor> {
+        cross_entropy(&lm.forward(&ids)?.narrow(1, 0, 8)?, &ids.narrow(1, 1, 8)?.contiguous()?, None)
+    };
+    for (mixer, rms_norm) in mixers.into_iter().zip([true, false, true]) {
+        let cfg = LmConfig { ssm_cfg: SsmConfig::from(mixer), rms_norm, ..full() };
+        let (params, lm) = model(&cfg, DType::F16)?;
+        let full_precision = Params::trainable(params.to_tensors(), 0, DType::F32, &CPU);
+        let want = loss(&MambaLm::new(&cfg, &full_precision.builder())?)?;
+        emulation.run(|| -> Result<()> {
+            let first = loss(&lm)?;
+            expect_close(&format!("{:?}", cfg.ssm_cfg), &first, &want, 5e-3)?;
+            let mut optimizer = AdamW::new(&params, AdamWConfig::default())?;
+            for _ in 0..12 {
+                let grads = Gradients::of(&loss(&lm)?, &params)?;
+                assert_eq!(grads.missing(), [""; 0]);
+                optimizer.step(&grads, 1e-2)?;
+            }
+            let (first, last) = (first.to_scalar::<f32>()?, loss(&lm)?.to_scalar::<f32>()?);
+            assert!(last < 0.8 * first, "{:?}: {first} to {last}", cfg.ssm_cfg);
+            Ok(())
+        })?;
+    }
+    Ok(())
 }

@@ -74,11 +74,11 @@ template <typename T> __device__ inline void statistics_of(const NormArgs& args,
 }
 
 template <typename T> __device__ inline void forward(const NormArgs& args) {
-    const i64 first = i64(blockIdx.x) * args.group;
+    const i64 first = i64(blockIdx.x) * args.group, first_column = first % args.d;
     float mean, inverse;
     statistics_of<T>(args, first, mean, inverse);
     for (i64 i = threadIdx.x; i < args.group; i += blockDim.x) {
-        const i64 at = first + i, column = at % args.d;
+        const i64 at = first + i, column = first_column + i;
         if (args.sum != nullptr) store<T>(args.sum, at, sum_at<T>(args, at));
         float y = (value_at<T>(args, at) - mean) * inverse * args.weight[column];
         if (args.bias != nullptr) y += args.bias[column];
@@ -97,7 +97,7 @@ template <typename T> __device__ inline float scaled_gradient(const NormArgs& ar
 
 // dv = (dn - mean(dn) - n · mean(dn · n)) / scale; RMS has no mean(dn).
 template <typename T> __device__ inline void backward(const NormArgs& args) {
-    const i64 first = i64(blockIdx.x) * args.group;
+    const i64 first = i64(blockIdx.x) * args.group, first_column = first % args.d;
     float mean, inverse;
     statistics_of<T>(args, first, mean, inverse);
     if (threadIdx.x == 0) {
@@ -107,14 +107,14 @@ template <typename T> __device__ inline void backward(const NormArgs& args) {
     float along = 0.0f, level = 0.0f;
     for (i64 i = threadIdx.x; i < args.group; i += blockDim.x) {
         const i64 at = first + i;
-        const float dn = scaled_gradient<T>(args, at) * args.weight[at % args.d];
+        const float dn = scaled_gradient<T>(args, at) * args.weight[first_column + i];
         along = fmaf(dn, (value_at<T>(args, at) - mean) * inverse, along);
         level += dn;
     }
     along = block_sum(along) / float(args.group);
     level = args.layer ? block_sum(level) / float(args.group) : 0.0f;
     for (i64 i = threadIdx.x; i < args.group; i += blockDim.x) {
-        const i64 at = first + i, column = at % args.d;
+        const i64 at = first + i, column = first_column + i;
         const float n = (value_at<T>(args, at) - mean) * inverse;
         const float dn = scaled_gradient<T>(args, at) * args.weight[column];
         float dv = (dn - level - n * along) * inverse;

@@ -80,6 +80,13 @@ fn describe(error: &anyhow::Error, color: bool) -> String {
             message += if depth == 0 { " " } else { ": " };
             message += &text;
         }
+        let full = text.contains("CUDA_ERROR_OUT_OF_MEMORY") || text.contains("out of GPU memory");
+        if full && !hints.contains("a smaller batch") {
+            hints += &format!(
+                "\n{} a smaller batch or shorter sequences need less; nvidia-smi shows who uses the GPU's memory",
+                label("hint", "36")
+            );
+        }
         previous = text;
     }
     message + &hints
@@ -100,6 +107,12 @@ mod tests {
         let expected = "error: cannot evaluate: runs/a/config.json: no such file\nhint: train first";
         assert_eq!(describe(&error, false), expected);
         assert!(describe(&error, true).starts_with("\x1b[1;31merror:\x1b[0m cannot"));
+    }
+
+    #[test]
+    fn a_full_gpu_comes_with_a_hint() {
+        let error = anyhow::anyhow!("out of GPU memory: asked for 8.0 MiB, 1.0 of 9.0 MiB are free");
+        assert!(describe(&error.context("step 3"), false).contains("\nhint: a smaller batch"));
     }
 
     #[test]

@@ -283,6 +283,30 @@ mod tests {
     }
 
     #[test]
+    fn master_copies_come_back_bit_for_bit() -> crate::Result<()> {
+        let steps = |optimizer: &mut AdamW, params: &Params, w: &Tensor| {
+            (0..7).try_for_each(|_| optimizer.step(&Gradients::of(&w.sqr()?.sum_all()?, params)?, 1e-3))
+        };
+        let (params, w, _) = model(DType::BF16)?;
+        let mut whole = AdamW::new(&params, CONFIG)?;
+        steps(&mut whole, &params, &w)?;
+        let saved: BTreeMap<_, _> =
+            whole.to_tensors().iter().map(|(k, t)| Ok((k.clone(), t.copy()?))).collect::<Result<_>>()?;
+        let weights = w.detach().copy()?;
+        steps(&mut whole, &params, &w)?;
+
+        let (again, w2, _) = model(DType::BF16)?;
+        let mut resumed = AdamW::new(&again, CONFIG)?;
+        resumed.restore(&saved, 7)?;
+        again.set("w", &weights)?;
+        steps(&mut resumed, &again, &w2)?;
+        let master = |o: &AdamW| o.to_tensors()["master/w"].to_vec1::<f32>();
+        assert_eq!(master(&whole)?, master(&resumed)?);
+        assert_eq!(as_f64(&w)?, as_f64(&w2)?);
+        Ok(())
+    }
+
+    #[test]
     fn the_state_comes_back_bit_for_bit() -> crate::Result<()> {
         let train = |from: usize, to: usize, optimizer: &mut AdamW, params: &Params, w: &Tensor| {
             (from..to).try_for_each(|i| {

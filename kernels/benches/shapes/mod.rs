@@ -4,7 +4,7 @@
 use candle_core::{DType, Result, Tensor, Var};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput};
-use mamba_kernels::testing::pseudo_random;
+use mamba_kernels::testing::{device, pseudo_random};
 use std::time::Duration;
 
 /// A shape that a model of the catalogue runs.
@@ -59,6 +59,9 @@ pub(crate) fn group<'a>(c: &'a mut Criterion, op: &str) -> BenchmarkGroup<'a, Wa
 
 /// Measures `run` on `inputs` of `shape` as `fwd/PEER/SHAPE` and, with its backward, as `fwd_bwd/PEER/SHAPE`.
 ///
+/// With `$MAMBA_TEST_DEVICE` on a GPU, whose work ends inside the measurement, as `fwd/cuda_DTYPE/SHAPE` and so on, for the
+/// peers that are kernels alone.
+///
 /// Backward starts at the output itself, which candle seeds with ones: a sum in front of it would add the time that
 /// candle takes to broadcast its gradient.
 pub(crate) fn measure(
@@ -68,12 +71,39 @@ pub(crate) fn measure(
     inputs: impl Fn(&Shape) -> Result<Vec<Tensor>>,
     run: impl Fn(&[Tensor]) -> Result<Tensor>,
 ) {
-    let x = inputs(shape).expect("inputs");
-    let x_tracked = variables(&x).expect("variables");
+    let device = device();
+    if device.is_cpu() {
+        return measure_in(group, peer, shape, &inputs(shape).expect("inputs"), run);
+    }
+    if peer != "kernel" {
+        return;
+    }
+    for dtype in [DType::F32, DType::BF16] {
+        let moved = |x: Tensor| x.to_dtype(dtype)?.to_device(&device);
+        let x = inputs(shape).and_then(|x| x.into_iter().map(moved).collect::<Result<Vec<_>>>());
+        let name = format!("cuda_{}", dtype.as_str());
+        measure_in(group, &name, shape, &x.expect("inputs on the GPU"), &run);
+    }
+}
+
+fn measure_in(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    peer: &str,
+    shape: &Shape,
+    x: &[Tensor],
+    run: impl Fn(&[Tensor]) -> Result<Tensor>,
+) {
+    let device = device();
+    let x_tracked = variables(x).expect("variables");
     group.throughput(Throughput::Elements(shape.tokens()));
-    group.bench_function(format!("fwd/{peer}/{}", shape.name), |b| b.iter(|| run(&x).expect("forward")));
+    group.bench_function(format!("fwd/{peer}/{}", shape.name), |b| {
+        b.iter(|| run(x).and_then(|y| device.synchronize().map(|()| y)).expect("forward"));
+    });
     group.bench_function(format!("fwd_bwd/{peer}/{}", shape.name), |b| {
-        b.iter(|| run(&x_tracked).and_then(|y| y.backward()).expect("forward and backward"));
+        b.iter(|| {
+            let grads = run(&x_tracked).and_then(|y| y.backward());
+            grads.and_then(|g| device.synchronize().map(|()| g)).expect("forward and backward")
+        });
     });
 }
 

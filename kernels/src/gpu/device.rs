@@ -45,8 +45,8 @@ pub(super) fn alloc(device: &CudaDevice, size: &Shape, dtype: DType, zero: bool)
         Err(error) => {
             let asked = size.elem_count() * dtype.size_in_bytes();
             match device.cuda_stream().context().mem_get_info() {
-                Ok((free, total)) if asked > free => bail!(
-                    "out of GPU memory: asked for {:.1} MiB, {:.1} of {:.1} MiB are free; use a smaller batch or shorter sequences",
+                Ok((free, total)) if error.to_string().contains("OUT_OF_MEMORY") => bail!(
+                    "out of GPU memory: asked for {:.1} MiB, {:.1} of {:.1} MiB are free",
                     mib(asked),
                     mib(free),
                     mib(total)
@@ -57,6 +57,19 @@ pub(super) fn alloc(device: &CudaDevice, size: &Shape, dtype: DType, zero: bool)
     };
     let address = address(device, &storage)?;
     Ok((storage, address))
+}
+
+/// Refuses a GPU that is older than what candle's own kernels are compiled for.
+pub(super) fn check(device: &CudaDevice) -> Result<()> {
+    let (major, minor) = device.cuda_stream().context().compute_capability().w()?;
+    match env!("MAMBA_COMPUTE_CAPABILITY").parse::<i32>() {
+        Ok(built) if 10 * major + minor < built => bail!(
+            "this build is for GPUs of compute capability {}.{} and newer, this one has {major}.{minor}: build with CUDA_COMPUTE_CAP={major}{minor}",
+            built / 10,
+            built % 10
+        ),
+        _ => Ok(()),
+    }
 }
 
 fn mib(bytes: usize) -> f64 {

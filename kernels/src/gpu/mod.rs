@@ -20,6 +20,18 @@ mod spans;
 pub use emulated::Emulation;
 pub(crate) use spans::{SpanPlan, SpansArgs};
 
+/// Whether this build has kernels for a device; an error that says which it has, if not.
+///
+/// # Errors
+/// A GPU that is too old for what the build was compiled for.
+pub fn check_device(device: &Device) -> Result<()> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(cuda) => device::check(cuda),
+        _ => Ok(()),
+    }
+}
+
 /// Marks structs that a kernel takes as its one argument.
 #[cfg(feature = "cuda")]
 pub(crate) use candle_core::cuda_backend::cudarc::driver::DeviceRepr as KernelArgs;

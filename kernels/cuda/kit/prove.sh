@@ -1,0 +1,155 @@
+#!/usr/bin/env bash
+# Runs everything that pack.sh packed on this machine, within eight minutes, and prints one table. Needs NVIDIA's driver and
+# CUDA 13's libraries cudart, cublas and curand; a machine with PyTorch has them, else name their folder in LD_LIBRARY_PATH.
+#
+#   prove.sh            on cuda:0
+#   prove.sh cpu        a rehearsal without a GPU, of a kit that was packed with --cpu
+#   SECONDS_LEFT=1500 prove.sh      more time; what does not fit in is listed as not run
+#
+# Exit code: 0 if every row holds, 1 if a row failed or was not run.
+set -uo pipefail
+kit=$(cd "$(dirname "$0")" && pwd)
+device=${1:-cuda:0}
+SECONDS=0
+budget=${SECONDS_LEFT:-470}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+export MAMBA_GOLDEN=$kit/golden MAMBA_TEST_DEVICE=$device RUST_BACKTRACE=0
+rows=() failed=0
+
+# What PyTorch installed, for a machine without CUDA of its own; never a stand-in driver.
+if [ "$device" != cpu ]; then
+  libraries=$(python3 -c 'import nvidia.cu13 as p; print(list(p.__path__)[0] + "/lib")' 2>/dev/null)
+  if [ -d "$libraries" ]; then export LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"; fi
+fi
+
+row() { rows+=("$(printf '%-44s %-8s %6s  %s' "$1" "$2" "$3" "$4")"); }
+
+# left MOST: seconds that a step may take, 0 if there are none.
+left() {
+  local rest=$((budget - SECONDS))
+  if [ "$rest" -lt 5 ]; then echo 0; elif [ "$rest" -lt "$1" ]; then echo "$rest"; else echo "$1"; fi
+}
+
+# step NAME MOST_SECONDS COMMAND…: runs it, with its output in $log; false if it did not succeed. Adds a row if it failed.
+step() {
+  local name=$1 most=$2 begin=$SECONDS code
+  shift 2
+  log=$work/$(echo "$name" | tr -c 'a-z0-9\n' _).log
+  most=$(left "$most")
+  if [ "$most" = 0 ]; then
+    row "$name" "NOT RUN" - "no time left"
+    failed=1
+    return 1
+  fi
+  timeout "$most" "$@" >"$log" 2>&1
+  code=$?
+  took=$((SECONDS - begin))
+  if [ $code = 0 ]; then return 0; fi
+  local why
+  why=$(grep -aE 'panicked|error|Error|failed' "$log" | head -n 1 | cut -c1-110)
+  if [ $code = 124 ]; then why="more than $most s"; fi
+  row "$name" FAILED "${took}s" "${why:-exit code $code}"
+  sed 's/^/    /' "$log" | tail -n 15 >&2
+  failed=1
+  return 1
+}
+
+# tests NAME MOST_SECONDS BINARY ARGUMENTS…: a test binary, whose count becomes the figure; it must have run something.
+tests() {
+  local name=$1 most=$2 binary=$kit/bin/$3 count
+  shift 3
+  if [ ! -x "$binary" ]; then
+    row "$name" "NOT RUN" - "the kit has no $(basename "$binary")"
+    failed=1
+    return
+  fi
+  step "$name" "$most" "$binary" --test-threads 4 "$@" || return
+  count=$(sed -nE 's/^test result: ok\. ([0-9]+) passed.*/\1/p' "$log" | head -n 1)
+  if [ "${count:-0}" = 0 ]; then
+    row "$name" FAILED "${took}s" "no test ran"
+    failed=1
+  else
+    row "$name" ok "${took}s" "$count tests"
+  fi
+}
+
+# The losses of a run by step, and the rate of its last record.
+losses() { sed -nE 's/.*"kind":"train","step":([0-9]+),"loss":([-0-9.eE+]+).*/\1 \2/p' "$1/metrics.jsonl" 2>/dev/null; }
+rate() { sed -nE 's/.*"kind":"train".*"rate":([0-9.eE+]+).*/\1/p' "$1/metrics.jsonl" 2>/dev/null | tail -n 1; }
+
+# train DOMAIN DTYPE DEVICE SETTINGS…: the bundled sample for some seconds, with one seed.
+train() {
+  local domain=$1 dtype=$2 on=$3 out=$work/$1-$2-$3
+  shift 3
+  step "train $domain $dtype on $on" 60 "$kit/bin/$domain-mamba-$domain" train --quiet --out "$out" --seed 0 --minutes 0.12 \
+    --device "$on" --dtype "$dtype" "$@" || return
+  local first last
+  first=$(losses "$out" | head -n 1 | cut -d' ' -f2)
+  last=$(losses "$out" | tail -n 1 | cut -d' ' -f2)
+  row "train $domain $dtype on $on" ok "${took}s" "loss ${first:-?} to ${last:-?}, $(rate "$out" | cut -c1-9) items/s"
+}
+
+# agree DOMAIN: the largest difference of two runs' losses at steps that both have.
+agree() {
+  local here=$work/$1-f32-$device there=$work/$1-f32-cpu figure
+  figure=$(join -j 1 <(losses "$here" | sort) <(losses "$there" | sort) |
+    awk '{ d = ($2 - $3) / ($3 == 0 ? 1 : $3); if (d < 0) d = -d; if (d > most) most = d; n++ }
+         END { if (n) printf "%d %.2e", n, most }')
+  if [ -z "$figure" ]; then
+    row "loss of $1, $device and cpu" "NOT RUN" - "no step in common"
+    failed=1
+  elif awk -v x="${figure#* }" 'BEGIN { exit !(x < 2e-2) }'; then
+    row "loss of $1, $device and cpu" ok - "at most ${figure#* } apart (relative) over ${figure%% *} records"
+  else
+    row "loss of $1, $device and cpu" FAILED - "${figure#* } apart (relative), expected at most 2e-2"
+    failed=1
+  fi
+}
+
+if [ "$device" = cpu ]; then
+  row machine ok - "$(uname -m), a rehearsal without a GPU"
+elif step machine 30 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader; then
+  row machine ok - "$(head -n 1 "$log")"
+fi
+
+# 1. ops against their references: f32, bf16 and f16, outputs and gradients, the same bits each time
+tests "ops against references" 150 kernels-properties gpu::
+# 2. ops and models against golden cases
+for crate in kernels core genomics recsys speech timeseries motion; do
+  tests "golden cases of $crate" 60 "$crate-golden"
+done
+# 3. memory and races
+if [ "$device" != cpu ]; then
+  for tool in memcheck racecheck; do
+    if command -v compute-sanitizer >/dev/null; then
+      if step "compute-sanitizer $tool" 60 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+        "$kit/bin/kernels-properties" --test-threads 1 gpu::scans_in_half gpu::dual_scans_in_half gpu::single_tokens; then
+        row "compute-sanitizer $tool" ok "${took}s" "$(grep -a 'ERROR SUMMARY\|RACECHECK SUMMARY' "$log" | tail -n 1 | cut -c1-60)"
+      fi
+    else
+      row "compute-sanitizer $tool" "NOT RUN" - "it is not on the PATH"
+      failed=1
+    fi
+  done
+fi
+# 4. training
+for domain in genomics recsys speech timeseries motion; do
+  train "$domain" f32 "$device"
+  if [ "$device" != cpu ]; then
+    train "$domain" bf16 "$device"
+    train "$domain" f32 cpu
+    agree "$domain"
+  fi
+done
+# 5. speed
+for op in selective_scan ssd causal_conv1d norm; do
+  step "bench $op" 60 "$kit/bin/kernels-$op" --bench --noplot --warm-up-time 0.3 --measurement-time 0.6 || continue
+  while read -r name time; do row "$name" ok - "$time"; done < <(
+    awk '/^[a-z_0-9]+\// { name = $1 } /time:/ { sub(/.*time: *\[/, ""); split($0, t, " "); print name, t[3], t[4] }' "$log")
+done
+
+echo
+echo "commit $(cat "$kit/COMMIT"), device $device, $SECONDS s"
+printf '%s\n' "${rows[@]}"
+exit $failed
