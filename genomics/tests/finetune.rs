@@ -106,7 +106,7 @@ fn a_motif_on_either_strand_is_learnt_by_ps_and_by_ph() {
         assert!((kept - best).abs() < 1e-9, "{kept} {best}");
         let interval = &report["test"]["figures"]["auroc"];
         let [low, value, high] = ["low", "value", "high"].map(|key| interval[key].as_f64().unwrap());
-        assert!(low <= value && value <= high && low < high, "{interval}");
+        assert!(0.9 < low && low <= value && value <= high, "{interval}");
         let svg = fs::read_to_string(folder.path(run).join("report.svg")).unwrap();
         assert!(svg.contains("confusion matrix") && svg.contains("ROC, area"), "{svg}");
     }
@@ -116,7 +116,7 @@ fn a_motif_on_either_strand_is_learnt_by_ps_and_by_ph() {
 fn a_stopped_run_goes_on_to_the_same_weights() {
     let folder = Folder::new();
     folder.write("all.csv", table(&motifs(120, 4)));
-    let train = |out: &str, more: &str| folder.run(&format!("finetune all.csv --out {out} --epochs 3 {more} {SMALL}"));
+    let train = |out: &str, more: &str| folder.run(&format!("finetune all.csv --out {out} --epochs 12 --metric loss {SMALL} {more}"));
     assert_eq!(train("whole", "").0, 0);
     assert_eq!(train("stopped", "--minutes 0").0, 0);
     let (code, _, stderr) = train("stopped", "");
@@ -232,7 +232,7 @@ fn wrong_input_is_named_and_leaves_nothing() {
         ("field.csv", 1, "field.csv:3: 1 fields, but the header has 2"),
         ("base.csv", 1, "base.csv:4: invalid character 'J' at base 3 of the sequence"),
         ("empty.csv", 1, "empty.csv: file is empty"),
-        ("one.csv", 1, "all have the label \"0\""),
+        ("one.csv --set data.valid=0 --set data.test=0", 1, "all have the label \"0\""),
         ("no_rows.csv", 1, "no_rows.csv: there are no rows"),
         ("no_label.csv", 1, "no_label.csv:2: the label is empty"),
         ("missing.csv", 1, "cannot open missing.csv"),

@@ -101,7 +101,7 @@ impl Iterator for Rows {
 
 struct TextRows {
     path: String,
-    reader: csv::Reader<Decompressed>,
+    reader: csv::Reader<Lines>,
     record: ByteRecord,
     width: usize,
     found: Found,
@@ -117,7 +117,7 @@ impl TextRows {
         let delimiter = if header.contains(&b'\t') { b'\t' } else { b',' };
         let mut builder = ReaderBuilder::new();
         builder.delimiter(delimiter).flexible(true).trim(csv::Trim::All);
-        let mut reader = builder.from_reader(Decompressed(input));
+        let mut reader = builder.from_reader(Lines { input, after_return: false, ended: false });
         let header = reader.byte_headers().map_err(|e| read_error(&path, e))?.clone();
         let names: Vec<String> = header
             .iter()
@@ -135,7 +135,9 @@ impl TextRows {
             return Ok(None);
         }
         self.rows += 1;
-        let line = self.record.position().map_or(0, csv::Position::line);
+        // A record's own position is in front of the blank lines before it.
+        let within: usize = self.record.as_slice().iter().filter(|&&b| b == b'\n').count();
+        let line = self.reader.position().line() - 1 - within as u64;
         let place = format!("{}:{line}", self.path);
         if self.record.len() != self.width {
             let reason = format!("{} fields, but the header has {}", self.record.len(), self.width);
@@ -203,15 +205,40 @@ fn read_error(path: &str, error: csv::Error) -> Error {
     }
 }
 
-/// An input as a plain stream; its errors travel inside of [`io::Error`].
-struct Decompressed(Input);
+/// An input whose every line ends in one LF, so that lines can be counted. Its errors travel inside of [`io::Error`].
+struct Lines {
+    input: Input,
+    /// Whether the last byte was a CR, given on as LF.
+    after_return: bool,
+    /// Whether the last LF was given.
+    ended: bool,
+}
 
-impl Read for Decompressed {
+impl Read for Lines {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let bytes = self.0.fill_buf().map_err(io::Error::other)?;
-        let n = bytes.len().min(out.len());
-        out[..n].copy_from_slice(&bytes[..n]);
-        self.0.consume(n);
-        Ok(n)
+        if out.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            let bytes = self.input.fill_buf().map_err(io::Error::other)?;
+            if bytes.is_empty() {
+                let more = usize::from(!std::mem::replace(&mut self.ended, true));
+                out[..more].fill(b'\n');
+                return Ok(more);
+            }
+            let (taken, mut given) = (bytes.len().min(out.len()), 0);
+            for &byte in &bytes[..taken] {
+                let skipped = byte == b'\n' && self.after_return;
+                self.after_return = byte == b'\r';
+                if !skipped {
+                    out[given] = if byte == b'\r' { b'\n' } else { byte };
+                    given += 1;
+                }
+            }
+            self.input.consume(taken);
+            if given > 0 {
+                return Ok(given);
+            }
+        }
     }
 }

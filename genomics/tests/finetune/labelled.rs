@@ -32,6 +32,20 @@ fn separators_quotes_marks_and_spaces_are_understood() {
 }
 
 #[test]
+fn lines_are_counted_as_an_editor_does() {
+    for (text, line) in [
+        ("sequence,label\nACGT,0\n\n\nAC!T,1", 5),
+        ("sequence,label\r\nACGT,0\r\nAC!T,1\r\n", 3),
+        ("sequence,label\rACGT,0\r\rAC!T,1", 4),
+        ("label,sequence\n\"a\nb\",ACGT\nc,A!\n", 4),
+        ("label,sequence\n\"a\nb\",A!\n", 2),
+    ] {
+        let error = read(text.as_bytes()).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("t.csv:{line}: invalid character '!'")), "{text:?}: {error}");
+    }
+}
+
+#[test]
 fn gzip_and_parquet_hold_the_same_rows() {
     let folder = Folder::new();
     let text = b"name,sequence,label\nfirst,ACGT,1\nsecond,GGN,0\n";
