@@ -3,8 +3,8 @@
 use crate::mixer::{Mixer, MixerConfig, MixerState};
 use crate::nn::{GatedMlp, Norm, NormKind};
 use crate::{Block, Error, ParamBuilder, checkpoint};
-use candle_core::{Device, Result, Tensor, bail};
-use mamba_kernels::Segments;
+use candle_core::{D, Device, Result, Tensor, bail};
+use mamba_kernels::{Segments, team};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -28,6 +28,9 @@ pub struct BackboneConfig {
     /// The mixers.
     pub mixer: MixerConfig,
 }
+
+/// Tokens at once that are a decoding step rather than a text.
+const SHORT: usize = 4;
 
 /// The states of all layers of a [`Backbone`].
 #[derive(Clone, Debug, Default)]
@@ -127,7 +130,9 @@ impl Backbone {
         segments: Option<&Segments>,
         state: Option<&mut BackboneState>,
     ) -> Result<Tensor> {
-        self.forward_each(x, segments, state, |_| ())
+        team::gather_if(x.elem_count() <= SHORT * x.dim(D::Minus1)?, || {
+            self.forward_each(x, segments, state, |_| ())
+        })
     }
 
     /// One token: `(B, d_model)` → `(B, d_model)`.

@@ -8,7 +8,7 @@ use crate::{
     Backbone, BackboneConfig, BackboneState, Checkpoint, Error, Init, ParamBuilder, Params, WeightFormat,
 };
 use candle_core::{DType, Device, Module, Result, Tensor};
-use mamba_kernels::Segments;
+use mamba_kernels::{Segments, team};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -374,7 +374,9 @@ impl MambaLm {
 
     /// The logits of one more token of each row: `(B)` u32 → `(B, vocabulary)`.
     pub fn step(&self, input_ids: &Tensor, state: &mut BackboneState) -> Result<Tensor> {
-        let x = self.embedding.forward(input_ids)?;
-        self.head.forward(&self.backbone.step(&x, state)?)
+        team::gather(|| {
+            let x = self.embedding.forward(input_ids)?;
+            self.head.forward(&self.backbone.step(&x, state)?)
+        })
     }
 }

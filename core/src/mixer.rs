@@ -21,7 +21,7 @@ use crate::mamba3::{Mamba3Config, Mamba3State, RotarySsm};
 use crate::nn::Linear;
 use crate::{Error, Init, ParamBuilder};
 use candle_core::{Module, Result, Tensor, bail};
-use mamba_kernels::Segments;
+use mamba_kernels::{Segments, team};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -130,7 +130,7 @@ impl<S: Ssm> MixerOf<S> {
 
     /// One token: `(B, d_model)` → `(B, d_model)`.
     pub fn step(&self, x: &Tensor, state: &mut S::State) -> Result<Tensor> {
-        self.forward_with(&x.unsqueeze(1)?, None, Some(state))?.squeeze(1)
+        team::gather(|| self.forward_with(&x.unsqueeze(1)?, None, Some(state))?.squeeze(1))
     }
 
     /// `(B, L, d_model)` → `(B, L, d_model)`, any way.

@@ -16,6 +16,7 @@ pub mod selective_scan;
 mod shared;
 mod simd;
 pub mod ssd;
+pub mod team;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod top_k;

@@ -18,6 +18,7 @@ pub(crate) fn dispatch<Op: WithSimd>(op: Op) -> Op::Output {
 pub(crate) trait Real: WithDType + Default {
     /// A register of `LANES` elements.
     type V<S: Simd>: Copy + Send + Sync;
+    const ZERO: Self;
 
     fn lanes<S: Simd>() -> usize;
     fn splat<S: Simd>(s: S, x: Self) -> Self::V<S>;
@@ -101,6 +102,7 @@ const EXP2_F32: [f32; 5] = [6.931_469_8e-1, 2.402_224_2e-1, 5.550_733_7e-2, 9.67
 
 impl Real for f32 {
     type V<S: Simd> = S::f32s;
+    const ZERO: Self = 0.0;
 
     #[inline(always)]
     fn lanes<S: Simd>() -> usize {
@@ -190,6 +192,7 @@ fn map_f64<S: Simd>(s: S, mut v: S::f64s, f: impl Fn(f64) -> f64) -> S::f64s {
 
 impl Real for f64 {
     type V<S: Simd> = S::f64s;
+    const ZERO: Self = 0.0;
 
     #[inline(always)]
     fn lanes<S: Simd>() -> usize {

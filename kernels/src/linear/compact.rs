@@ -8,7 +8,7 @@
 //! Activations and sums stay in f32. A few rows of activations read the small weights directly, which is what makes
 //! decoding fast; more rows widen a part's weights first. Gradients flow to `x` and the bias, not to the weights.
 
-use super::matvec::Weight;
+use super::matvec::{Map, Weight};
 use super::{check_parts, cpu, matvec};
 use crate::fused::{self, Elements, Fused, Output, elements, expect_shape, like_inputs};
 use candle_core::{D, DType, Result, Tensor, WithDType, bail};
@@ -152,35 +152,39 @@ impl Op {
     fn forward_typed<W: Weight<f32> + WithDType>(&self, inputs: &[Option<Tensor>]) -> Result<Vec<Output>> {
         let (inputs_of, values) = (elements(inputs), Elements::new(&self.values));
         let scales = self.scales.as_ref().map(Elements::new);
-        let optional = |e: &Option<Elements<'_>>| -> Result<Option<Vec<f32>>> {
-            e.as_ref().map(|e| Ok(e.slice::<f32>()?.to_vec())).transpose()
-        };
-        let (scales, bias) = (optional(&scales)?, optional(&inputs_of[1])?);
+        let scales = scales.as_ref().map(|e| e.slice::<f32>()).transpose()?;
+        let bias = inputs_of[1].as_ref().map(|e| e.slice::<f32>()).transpose()?;
         let Some(x) = &inputs_of[0] else { bail!("{NAME}: x is missing") };
         let (x, values) = (x.slice::<f32>()?, values.slice::<W>()?);
-        let few = x.len() / self.d_in <= matvec::FEW_ROWS;
+        let map = Map { weight: values, scales, bias, d_in: self.d_in };
+        let outputs = match x.len() / self.d_in <= matvec::FEW_ROWS {
+            true => matvec::forward(x, map, &self.parts),
+            false => widened(x, map, &self.parts),
+        };
         let mut dims = inputs[0].as_ref().map(|x| x.dims().to_vec()).unwrap_or_default();
         dims.pop();
-        let mut start = 0;
-        let outputs = self.parts.iter().map(|&part| {
-            let (channels, weights) = (start..start + part, start * self.d_in..(start + part) * self.d_in);
-            start += part;
-            let values = &values[weights];
-            let scales = scales.as_ref().map(|s| &s[channels.clone()]);
-            let bias = bias.as_ref().map(|b| &b[channels]);
-            let y = match few {
-                true => matvec::forward(x, values, scales, bias, self.d_in),
-                false => {
-                    let weight = widen_rows(values, scales, self.d_in);
-                    cpu::forward(x, &weight, bias, self.d_in, &[part]).swap_remove(0)
-                }
-            };
+        let shaped = outputs.into_iter().zip(&self.parts).map(|(y, &part)| {
             let mut dims = dims.clone();
             dims.push(part);
             Output::cpu(y, dims)
         });
-        Ok(outputs.collect())
+        Ok(shaped.collect())
     }
+}
+
+/// The parts of the output by matrix products, for each of which its weights are widened.
+fn widened<W: Weight<f32>>(x: &[f32], map: Map<'_, f32, W>, parts: &[usize]) -> Vec<Vec<f32>> {
+    let mut start = 0;
+    parts
+        .iter()
+        .map(|&part| {
+            let channels = start..start + part;
+            start += part;
+            let values = &map.weight[channels.start * map.d_in..channels.end * map.d_in];
+            let weight = widen_rows(values, map.scales.map(|s| &s[channels.clone()]), map.d_in);
+            cpu::forward(x, &weight, map.bias.map(|b| &b[channels]), map.d_in, &[part]).swap_remove(0)
+        })
+        .collect()
 }
 
 impl Fused for Op {

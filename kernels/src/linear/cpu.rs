@@ -1,6 +1,6 @@
 //! Linear maps on the CPU: matrix products by the gemm crate, on all cores when they are worth it.
 
-use super::matvec;
+use super::matvec::{self, Map};
 use crate::matrix::{self, Matrix, MatrixMut};
 use crate::simd::Real;
 use gemm::Parallelism;
@@ -30,6 +30,9 @@ pub(super) fn forward<T: Real>(
     parts: &[usize],
 ) -> Vec<Vec<T>> {
     let rows = x.len() / d_in;
+    if rows <= matvec::FEW_ROWS {
+        return matvec::forward(x, Map { weight, scales: None, bias, d_in }, parts);
+    }
     let mut start = 0;
     parts
         .iter()
@@ -37,9 +40,6 @@ pub(super) fn forward<T: Real>(
             let weight = &weight[start * d_in..(start + part) * d_in];
             let bias = bias.map(|bias| &bias[start..start + part]);
             start += part;
-            if rows <= matvec::FEW_ROWS {
-                return matvec::forward(x, weight, None, bias, d_in);
-            }
             let mut y = match bias {
                 Some(bias) => bias.repeat(rows),
                 None => vec![T::default(); rows * part],

@@ -6,12 +6,12 @@ use super::forward::Forward;
 use super::{LaneCount, Scan};
 use crate::shared::SharedMut;
 use crate::simd::{Real, dispatch};
+use crate::team;
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 use std::marker::PhantomData;
 
 /// Channels of one task.
-const TASK_CHANNELS: usize = 512;
+const TASK_CHANNELS: usize = 256;
 
 /// Whether [`step`] computes this scan, and faster than the general way: each segment is one token that goes on from a
 /// state, B and C are per token and shared by all channels, and the states fill registers well. Sequences of one token
@@ -41,10 +41,7 @@ pub(super) fn step<T: Real>(scan: &Scan<'_, T>) -> Forward<T> {
         };
         dispatch(Channels { scan, token, start, y, h });
     };
-    match scan.segments.len() * blocks {
-        1 => task(0),
-        tasks => (0..tasks).into_par_iter().for_each(task),
-    }
+    team::for_each(scan.segments.len() * blocks, task);
     Forward { y, last_state, chunk_states: Vec::new() }
 }
 
