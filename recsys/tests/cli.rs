@@ -192,7 +192,8 @@ fn knowledge_is_traced_from_answers() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let student = |i: usize| {
-        let answers: Vec<usize> = (0..12).map(|event| usize::from((i + event * event) % 3 > 0)).collect();
+        let answers: Vec<usize> =
+            (0..12).map(|event| usize::from(!(i + event * event).is_multiple_of(3))).collect();
         let skills: Vec<usize> = (0..12).map(|event| 10 + (i + event) % 4).collect();
         let line = |values: &[usize]| values.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
         format!("12\n{}\n{}\n", line(&skills), line(&answers))
