@@ -46,8 +46,8 @@ fn train(c: &mut Criterion) {
         b.iter(|| linear_cross_entropy(&forward()?, model.item_table(), &targets)?.backward());
     });
     group.bench_function("network/ml1m_200", |b| b.iter(|| forward()?.sum_all()?.backward()));
-    let hidden = Tensor::randn(0f32, 1.0, (n, D), &Device::Cpu).and_then(|x| Var::from_tensor(&x));
-    let hidden = hidden.expect("the shape is small");
+    let hidden = Rng::new(1).normal_tensor((n, D), 0.0, 1.0, DType::F32, &Device::Cpu);
+    let hidden = hidden.and_then(|x| Var::from_tensor(&x)).expect("the shape is small");
     group.bench_function("head/ml1m_200", |b| {
         b.iter(|| linear_cross_entropy(&hidden, model.item_table(), &targets)?.backward());
     });

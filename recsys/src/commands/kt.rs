@@ -72,7 +72,7 @@ struct TrainArgs {
     resume: bool,
 
     /// Passes over the training answers at most
-    #[arg(long, value_name = "N", default_value_t = 50.0)]
+    #[arg(long, value_name = "N", default_value_t = 12.0)]
     epochs: f64,
 
     /// Stop after so many minutes, saved and evaluated

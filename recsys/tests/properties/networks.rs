@@ -69,7 +69,9 @@ fn every_parameter_gets_a_gradient_from_every_loss() {
                     let what = format!("{} {loss:?} {positions:?}: {}", model.name(), param.name());
                     let grad = grads.get(param.var().unwrap()).unwrap_or_else(|| panic!("{what}: none"));
                     let size = grad.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
-                    assert!(size.is_finite() && size > 0.0, "{what}: {size}");
+                    // The last position has nothing behind it that the last backward mixer could remember.
+                    let idle = param.name().ends_with("mamba_backwards.1.A_log") && !model.is_causal();
+                    assert!(size.is_finite() && (size > 0.0 || idle), "{what}: {size}");
                 }
             }
         }

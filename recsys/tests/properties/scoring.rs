@@ -1,7 +1,8 @@
 //! Recommendations: what is promised about order, batches, seen items, filters and cold users.
 
-use crate::support::{fresh, small_config, small_data, small_echo, small_mamba2};
+use crate::support::{small_config, small_data, small_echo, small_mamba2};
 use candle_core::{DType, Device};
+use mamba_core::Params;
 use mamba_core::checkpoint::save_dir;
 use mamba_datasets::job::arrow_array::cast::AsArray;
 use mamba_datasets::job::arrow_array::types::{Float32Type, Int64Type};
@@ -10,7 +11,7 @@ use mamba_recsys::checkpoint::{CheckpointConfig, write_items};
 use mamba_recsys::data::ReadOptions;
 use mamba_recsys::score::users::{OwnedId, Parts, User};
 use mamba_recsys::score::{Cold, ScoreConfig, Scored, Scorer, schema, to_rows};
-use mamba_recsys::{Id, ModelConfig, RecCheckpoint};
+use mamba_recsys::{Id, Model, ModelConfig, RecCheckpoint};
 use proptest::prelude::*;
 use std::path::Path;
 use std::sync::Arc;
@@ -22,7 +23,8 @@ fn checkpoint(dir: &Path) -> RecCheckpoint {
 fn checkpoint_of(model: ModelConfig, dir: &Path) -> RecCheckpoint {
     let data = small_data();
     let n_items = data.dataset.items.n_items();
-    let (_, params) = fresh(&model, n_items, DType::F32);
+    let params = Params::fresh(3, DType::F32, &Device::Cpu);
+    Model::new(&model, n_items, 20, &params.builder()).unwrap();
     let config = CheckpointConfig { n_items, max_length: 20, model };
     save_dir(dir, &serde_json::to_value(config).unwrap(), &params.to_tensors()).unwrap();
     write_items(dir, &data.dataset.items, &data.popularity).unwrap();
