@@ -50,7 +50,7 @@ fn chunks_steps_and_packed_sequences_of_a_dense_model_give_what_the_whole_gives(
 
 #[test]
 fn dense_layers_are_a_setting_of_mamba_1_models() {
-    let cfg = LmConfig { ssm_cfg: Mamba2Config::default().into(), ..dense(1) };
+    let cfg = LmConfig { ssm_cfg: Mamba2Config { headdim: 8, ..Default::default() }.into(), ..dense(1) };
     let error = cfg.validate().unwrap_err().to_string();
     assert!(error.contains("dense_layers is 1, which needs Mamba-1 layers"), "{error}");
     assert!(serde_json::to_value(dense(0)).unwrap().get("dense_layers").is_none());
