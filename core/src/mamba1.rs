@@ -190,10 +190,9 @@ impl Mamba1Config {
             ))
         } else if self.state_init == StateInit::S4dLin {
             Some("state_init is \"s4d_lin\", whose states are complex, expected \"s4d_real\" or \"hippo_legs\"".into())
-        } else if let Some(alpha) = self.suppress_below.filter(|alpha| !alpha.is_finite()) {
-            Some(format!("suppress_below is {alpha}, expected a finite number"))
         } else {
-            None
+            let alpha = self.suppress_below.filter(|alpha| !alpha.is_finite());
+            alpha.map(|alpha| format!("suppress_below is {alpha}, expected a finite number"))
         };
         problem.map_or(Ok(()), |problem| Err(Error::Config(problem)))
     }
