@@ -18,6 +18,7 @@ fn config() -> BackboneConfig {
         norm: NormKind::Rms,
         norm_epsilon: 1e-5,
         mixer: Mamba1Config::default().into(),
+        dense_layers: 0,
     }
 }
 

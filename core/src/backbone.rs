@@ -1,12 +1,13 @@
 //! A stack of blocks with a final norm: the body of a causal model.
 
+use crate::memory::dense::{HiddenStates, SelectiveTransition};
 use crate::mixer::{Mixer, MixerConfig, MixerState};
 use crate::nn::{GatedMlp, Norm, NormKind};
 use crate::{Block, Error, ParamBuilder, checkpoint};
 use candle_core::{D, Device, Result, Tensor, bail};
 use mamba_kernels::{Segments, team};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 
 /// More layers than any model has: a state that claims more is not one.
@@ -27,6 +28,15 @@ pub struct BackboneConfig {
     pub norm_epsilon: f64,
     /// The mixers.
     pub mixer: MixerConfig,
+    /// How many shallower layers' hidden states each layer reads (DenseSSM, [`crate::memory::dense`]); 0 for none. For
+    /// Mamba-1 mixers.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub dense_layers: usize,
+}
+
+/// Whether a count is left out of a config.
+pub(crate) fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// Tokens at once that are a decoding step rather than a text.
@@ -96,11 +106,15 @@ impl BackboneState {
 #[derive(Clone, Debug)]
 pub struct Backbone {
     layers: Vec<Block<Mixer>>,
+    /// For each layer the transitions from those before it, the nearest first.
+    transitions: Vec<Vec<SelectiveTransition>>,
+    /// Layers whose hidden states are kept.
+    dense_layers: usize,
     norm_f: Norm,
 }
 
 impl Backbone {
-    /// Parameters `layers.i.*` and `norm_f` under `pb`.
+    /// Parameters `layers.i.*` and `norm_f` under `pb`; `layers.i.dense.k` of the transition from layer `i - 1 - k`.
     pub fn new(cfg: &BackboneConfig, pb: &ParamBuilder) -> Result<Self> {
         let norm = (cfg.norm, cfg.norm_epsilon);
         let residuals = cfg.n_layer * if cfg.d_intermediate > 0 { 2 } else { 1 };
@@ -115,7 +129,32 @@ impl Backbone {
                 Block::new(cfg.d_model, norm, mixer, mlp, &pb)
             })
             .collect::<Result<_>>()?;
-        Ok(Self { layers, norm_f: Norm::new(cfg.norm, cfg.d_model, cfg.norm_epsilon, &pb.pp("norm_f"))? })
+        let transitions = match &cfg.mixer {
+            _ if cfg.dense_layers == 0 => Vec::new(),
+            MixerConfig::Mamba1(mixer) => {
+                let d_inner = mixer.d_inner(cfg.d_model);
+                let of_layer = |i: usize| {
+                    let pb = pb.pp("layers").pp(i).pp("dense");
+                    let from = |k: usize| SelectiveTransition::new(d_inner, d_inner, &pb.pp(k));
+                    (0..cfg.dense_layers.min(i)).map(from).collect()
+                };
+                (0..cfg.n_layer).map(of_layer).collect::<Result<_>>()?
+            }
+            other => {
+                bail!(
+                    "dense_layers is {}, but the mixers are {}, expected mamba1",
+                    cfg.dense_layers,
+                    other.kind()
+                )
+            }
+        };
+        let dense_layers = cfg.dense_layers;
+        Ok(Self {
+            layers,
+            transitions,
+            dense_layers,
+            norm_f: Norm::new(cfg.norm, cfg.d_model, cfg.norm_epsilon, &pb.pp("norm_f"))?,
+        })
     }
 
     /// `(B, L, d_model)` → `(B, L, d_model)`.
@@ -157,10 +196,19 @@ impl Backbone {
             }
         }
         let (mut hidden, mut residual) = (x.clone(), None);
+        let mut shallower: VecDeque<HiddenStates> = VecDeque::new(); // the nearest first
         for (i, block) in self.layers.iter().enumerate() {
             let state = state.as_deref_mut().map(|s| &mut s.layers[i]);
-            let (next, sum) = block
-                .forward(&hidden, residual.as_ref(), |mixer, x| mixer.forward_with(x, segments, state))?;
+            let (next, sum) = block.forward(&hidden, residual.as_ref(), |mixer, x| {
+                let Some(transitions) = self.transitions.get(i) else {
+                    return mixer.forward_with(x, segments, state);
+                };
+                let sources: Vec<_> = transitions.iter().zip(&shallower).collect();
+                let (y, own) = mixer.forward_from(x, segments, state, &sources)?;
+                shallower.push_front(own);
+                shallower.truncate(self.dense_layers);
+                Ok(y)
+            })?;
             if i > 0 {
                 each(&sum);
             }

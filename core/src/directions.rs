@@ -106,7 +106,7 @@ impl Bidirectional {
             Scheme::VimV1 => {
                 let mixer = mixer(pb)?;
                 let shape = (cfg.d_inner(d_model), cfg.d_state);
-                let a_log = pb.get_no_decay(shape, "A_b_log", Init::S4dReal)?;
+                let a_log = pb.get_no_decay(shape, "A_b_log", cfg.a_log_init())?;
                 Kind::Vim { backward: mixer.ssm().with_a_log(a_log)?, mixer, factor: 1.0 }
             }
             Scheme::CrossScan { height, width } => {
@@ -196,7 +196,7 @@ impl CrossScan {
         let dt_proj =
             pb.get((k, d_inner, rank), "dt_projs_weight", Init::Uniform { lo: -bound, hi: bound })?;
         let dt_bias = pb.get_no_decay((k, d_inner), "dt_projs_bias", dt_init)?;
-        let a_log = pb.get_no_decay((k * d_inner, n), "A_logs", Init::S4dReal)?;
+        let a_log = pb.get_no_decay((k * d_inner, n), "A_logs", cfg.a_log_init())?;
         let d = pb.get_no_decay(k * d_inner, "Ds", Init::Ones)?;
         let directions = (0..k).map(|i| {
             let of = |x: &Tensor| x.narrow(0, i, 1)?.squeeze(0);

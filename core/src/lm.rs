@@ -1,5 +1,6 @@
 //! Causal language models, in the layouts of mamba_ssm and of Hugging Face transformers.
 
+use crate::backbone::is_zero;
 use crate::mamba1::{DtRank, Mamba1Config, expect_possible};
 use crate::mamba2::{DtLimit, Mamba2Config};
 use crate::mixer::MixerConfig;
@@ -42,6 +43,9 @@ pub struct LmConfig {
     pub tie_embeddings: bool,
     /// Added under the norms' root.
     pub norm_epsilon: f64,
+    /// How many shallower layers' hidden states each layer reads ([`crate::memory::dense`]); none upstream.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub dense_layers: usize,
 }
 
 impl Default for LmConfig {
@@ -60,6 +64,7 @@ impl Default for LmConfig {
             pad_vocab_size_multiple: 8,
             tie_embeddings: true,
             norm_epsilon: 1e-5,
+            dense_layers: 0,
         }
     }
 }
@@ -236,6 +241,10 @@ impl LmConfig {
             return Err(Error::Config(message.into()));
         }
         self.ssm_cfg.mixer.validate_for(self.d_model)?;
+        if self.dense_layers > 0 && !matches!(self.ssm_cfg.mixer, MixerConfig::Mamba1(_)) {
+            let message = format!("dense_layers is {}, which needs Mamba-1 layers", self.dense_layers);
+            return Err(Error::Config(message));
+        }
         let [d, mlp, layers, vocab] =
             [self.d_model, self.d_intermediate, self.n_layer, self.vocab_size].map(|x| x as f64);
         let rows = vocab + self.pad_vocab_size_multiple as f64;
@@ -261,6 +270,7 @@ impl LmConfig {
             norm: if self.rms_norm { NormKind::Rms } else { NormKind::Layer },
             norm_epsilon: self.norm_epsilon,
             mixer: self.ssm_cfg.mixer.clone(),
+            dense_layers: self.dense_layers,
         }
     }
 }

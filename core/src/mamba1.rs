@@ -10,10 +10,12 @@
 //!
 //! Projections that feed different places are written apart by one op: no `(B, L, ·)` tensor is split.
 
+use crate::memory::dense::{HiddenStates, SelectiveTransition};
+use crate::memory::suppress::suppress;
 pub use crate::mixer::Pass;
 use crate::mixer::{MixerOf, Projections, Ssm};
 use crate::nn::{Linear, negative_exp};
-use crate::{Error, Init, ParamBuilder};
+use crate::{Error, Init, ParamBuilder, StateInit};
 use candle_core::{Module, Result, Tensor, bail};
 use mamba_kernels::{CausalConv1d, SelectiveScan};
 use serde::{Deserialize, Serialize};
@@ -44,6 +46,15 @@ pub struct Mamba1Config {
     pub conv_bias: bool,
     /// Whether `in_proj` and `out_proj` have one.
     pub bias: bool,
+    /// What the state matrix starts from: [`StateInit::S4dReal`], or [`StateInit::HippoLegS`], whose eigenvalues are the
+    /// same `-1, …, -N`. The states of this mixer are real: those of [`StateInit::S4dLin`] are for
+    /// [`S4d`](crate::s4d::S4d).
+    #[serde(skip_serializing_if = "is_default")]
+    pub state_init: StateInit,
+    /// Hidden-state suppressing ([`crate::memory::suppress`]): the output coefficients of states that last less than
+    /// this are made smaller. [`ALPHA`](crate::memory::suppress::ALPHA) is DGMamba's threshold.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub suppress_below: Option<f64>,
     /// The gate of Mamba+ (Liang et al. 2024, arXiv 2404.15772, section 3.2): `(C·h) · silu(z) + D·x · (1 - σ(z))`,
     /// where the skip passes through what the gate keeps out.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -67,10 +78,16 @@ impl Default for Mamba1Config {
             dt_init_floor: 1e-4,
             conv_bias: true,
             bias: false,
+            state_init: StateInit::default(),
+            suppress_below: None,
             forget_gate: false,
             use_fast_path: None,
         }
     }
+}
+
+fn is_default<T: Default + PartialEq>(x: &T) -> bool {
+    *x == T::default()
 }
 
 /// Rank of the step-size projection: a number, or `"auto"` for `ceil(d_model / 16)`.
@@ -134,6 +151,15 @@ impl Mamba1Config {
         expand * d * (3.0 * d + 3.0 * n + 2.0 * rank + k)
     }
 
+    /// Initial `A_log`.
+    pub(crate) fn a_log_init(&self) -> Init {
+        match self.state_init {
+            // -(n + 1) stands on the diagonal of HiPPO-LegS, which is triangular.
+            StateInit::S4dReal | StateInit::HippoLegS => Init::S4dReal,
+            StateInit::S4dLin => unreachable!("validate refuses complex states"),
+        }
+    }
+
     /// Refuses sizes that make no mixer, and a `d_model` with which it would have more parameters than any machine holds.
     pub fn validate_for(&self, d_model: usize) -> crate::Result<()> {
         self.validate()?;
@@ -162,8 +188,11 @@ impl Mamba1Config {
                 self.d_conv,
                 mamba_kernels::causal_conv1d::MAX_WIDTH
             ))
+        } else if self.state_init == StateInit::S4dLin {
+            Some("state_init is \"s4d_lin\", whose states are complex, expected \"s4d_real\" or \"hippo_legs\"".into())
         } else {
-            None
+            let alpha = self.suppress_below.filter(|alpha| !alpha.is_finite());
+            alpha.map(|alpha| format!("suppress_below is {alpha}, expected a finite number"))
         };
         problem.map_or(Ok(()), |problem| Err(Error::Config(problem)))
     }
@@ -218,6 +247,7 @@ pub struct SelectiveSsm {
     /// `-exp(A_log)`, kept where it cannot change.
     a: Option<Tensor>,
     d: Tensor,
+    suppress_below: Option<f64>,
     forget_gate: bool,
 }
 
@@ -250,7 +280,7 @@ impl SelectiveSsm {
             DtInit::Constant => Init::Const(bound),
         };
         let dt_bias = Init::DtBias { min: cfg.dt_min, max: cfg.dt_max, floor: cfg.dt_init_floor };
-        let a_log = pb.get_no_decay((d_inner, n), &format!("A{suffix}_log"), Init::S4dReal)?;
+        let a_log = pb.get_no_decay((d_inner, n), &format!("A{suffix}_log"), cfg.a_log_init())?;
         let dt_proj = pb.pp(format!("dt_proj{suffix}"));
         Ok(Self {
             conv_weight,
@@ -261,6 +291,7 @@ impl SelectiveSsm {
             a: fixed_state_matrix(&a_log)?,
             a_log,
             d: pb.get_no_decay(d_inner, &format!("D{suffix}"), Init::Ones)?,
+            suppress_below: cfg.suppress_below,
             forget_gate: cfg.forget_gate,
         })
     }
@@ -277,6 +308,18 @@ impl SelectiveSsm {
 
     /// `x`, `z` `(B, L, d_inner)` → `(B, L, d_inner)`.
     pub fn forward(&self, x: &Tensor, z: &Tensor, pass: Pass<'_>) -> Result<Tensor> {
+        Ok(self.forward_from(x, z, pass, None)?.0)
+    }
+
+    /// [`SelectiveSsm::forward`] that also reads the hidden states of shallower layers, each through its transition, and
+    /// hands out its own; without `sources` it does neither.
+    pub(crate) fn forward_from(
+        &self,
+        x: &Tensor,
+        z: &Tensor,
+        pass: Pass<'_>,
+        sources: Option<&[(&SelectiveTransition, &HiddenStates)]>,
+    ) -> Result<(Tensor, Option<HiddenStates>)> {
         let Pass { segments, reverse, state } = pass;
         let mut conv = CausalConv1d::new(x, &self.conv_weight).silu(true).reverse(reverse);
         conv = self.conv_bias.iter().fold(conv, |conv, bias| conv.bias(bias));
@@ -292,6 +335,31 @@ impl SelectiveSsm {
         let (rank, n) = (self.dt.weight().dim(1)?, self.a_log.dim(1)?);
         let [dt_low, b, c] = self.x_proj.split(&x, [rank, n, n])?; // (B, L, ·)
         let delta = self.dt.forward(&dt_low)?; // (B, L, d_inner)
+        let c = match self.suppress_below {
+            None => c,
+            Some(alpha) => suppress(&delta, &self.state_matrix()?, &c, alpha)?,
+        };
+        let own = match sources {
+            None => None,
+            Some(_) => Some(HiddenStates {
+                u: x.clone(),
+                delta: delta.clone(),
+                delta_bias: self.dt_bias.clone(),
+                a: self.state_matrix()?,
+                b: b.clone(),
+                initial: state.as_ref().and_then(|state| state.ssm.clone()),
+                segments: segments.cloned(),
+                reverse,
+            }),
+        };
+        let mut from_others = None;
+        for (transition, source) in sources.into_iter().flatten() {
+            let added = transition.forward(&x, &c, source)?; // (B, L, d_inner)
+            from_others = Some(match from_others {
+                None => added,
+                Some(sum) => (sum + added)?,
+            });
+        }
         // One token from a zero state: y = (B·C) δ x + D x, whatever A is. A single state does the work of all.
         let (a, b, c) = match x.dim(1)? == 1 && segments.is_none() && state.is_none() {
             true => (
@@ -319,9 +387,13 @@ impl SelectiveSsm {
                 y
             }
         };
-        match self.forget_gate {
-            false => Ok(y),
-            true => y + (x.broadcast_mul(&self.d)? * candle_nn::ops::sigmoid(&z.neg()?)?)?,
+        let y = match self.forget_gate {
+            false => y,
+            true => (y + (x.broadcast_mul(&self.d)? * candle_nn::ops::sigmoid(&z.neg()?)?)?)?,
+        };
+        match from_others {
+            None => Ok((y, own)),
+            Some(added) => Ok(((y + (added * z.silu()?)?)?, own)),
         }
     }
 }
@@ -388,6 +460,51 @@ mod tests {
             let alone = mixer.forward_pass(&x.narrow(1, first, 1)?.contiguous()?, pass())?;
             assert!(farthest(&of_many, &alone) < 1e-12);
         }
+        Ok(())
+    }
+
+    #[test]
+    fn state_inits_are_named_in_the_config() -> Result<()> {
+        for name in ["s4d_real", "hippo_legs"] {
+            let json = format!(r#"{{"d_state": 5, "state_init": "{name}"}}"#);
+            let cfg: Mamba1Config = serde_json::from_str(&json).unwrap();
+            let params = Params::fresh(1, DType::F64, &Device::Cpu);
+            let mixer = Mamba1::new(3, &cfg, 1, &params.builder())?;
+            for row in mixer.ssm().state_matrix()?.to_vec2::<f64>()? {
+                for (n, a) in row.iter().enumerate() {
+                    assert!((a + (n as f64 + 1.0)).abs() < 1e-12, "{name}: {a}");
+                }
+            }
+        }
+        // -(n + 1) is the diagonal of the triangular HiPPO-LegS matrix: its eigenvalues
+        let (legs, _) = crate::init::hippo_legs(5, &Device::Cpu)?;
+        for (n, row) in legs.to_vec2::<f64>()?.iter().enumerate() {
+            assert!(row[n] == -(n as f64 + 1.0) && row[n + 1..].iter().all(|a| *a == 0.0));
+        }
+        let complex: Mamba1Config = serde_json::from_str(r#"{"state_init": "s4d_lin"}"#).unwrap();
+        assert!(complex.validate().unwrap_err().to_string().contains("whose states are complex"));
+        let old = serde_json::to_value(Mamba1Config::default()).unwrap();
+        assert!(old.get("state_init").is_none() && old.get("suppress_below").is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn suppressing_scales_c_and_steps_follow() -> Result<()> {
+        let params = Params::fresh(1, DType::F64, &Device::Cpu);
+        let plain = Mamba1Config { d_state: 4, expand: 1, ..Default::default() };
+        let with = |alpha: f64| Mamba1Config { suppress_below: Some(alpha), ..plain.clone() };
+        let build = |cfg: &Mamba1Config| Mamba1::new(4, cfg, 1, &params.builder());
+        let x = normal((2, 6, 4), 3);
+        let mixer = build(&with(0.5))?;
+        let y = mixer.forward(&x)?;
+        assert!(farthest(&y, &build(&plain)?.forward(&x)?) > 1e-6);
+        assert_eq!(farthest(&build(&with(-1e300))?.forward(&x)?, &build(&plain)?.forward(&x)?), 0.0);
+        let mut state = Mamba1State::new();
+        for t in 0..6 {
+            let got = mixer.step(&x.narrow(1, t, 1)?.squeeze(1)?, &mut state)?;
+            assert!(farthest(&got, &y.narrow(1, t, 1)?.squeeze(1)?) < 1e-12);
+        }
+        assert!(with(f64::NAN).validate().is_err());
         Ok(())
     }
 

@@ -18,6 +18,7 @@
 use crate::mamba1::{Mamba1Config, Mamba1State, SelectiveSsm};
 use crate::mamba2::{DualSsm, Mamba2Config, Mamba2State};
 use crate::mamba3::{Mamba3Config, Mamba3State, RotarySsm};
+use crate::memory::dense::{HiddenStates, SelectiveTransition};
 use crate::nn::Linear;
 use crate::{Error, Init, ParamBuilder};
 use candle_core::{Module, Result, Tensor, bail};
@@ -137,6 +138,44 @@ impl<S: Ssm> MixerOf<S> {
     pub fn forward_pass(&self, x: &Tensor, pass: Pass<'_, S::State>) -> Result<Tensor> {
         let projected = self.ssm.project(&self.in_proj, x)?;
         self.out_proj.forward(&self.ssm.mix(&projected, pass)?)
+    }
+}
+
+/// The state of one kind inside `state`, which becomes one of that kind if it is a beginning.
+macro_rules! state_of {
+    ($state:expr, $kind:ident) => {
+        match $state {
+            None => None,
+            Some(state) => {
+                if let MixerState::Start = state {
+                    *state = MixerState::$kind(Default::default());
+                }
+                match state {
+                    MixerState::$kind(state) => Some(state),
+                    other => bail!("a state of {}, for a mixer of {}", other.kind(), stringify!($kind)),
+                }
+            }
+        }
+    };
+}
+
+impl Mixer {
+    /// [`MixerOf::forward_with`] of a Mamba-1 mixer that also reads the hidden states of shallower layers, and hands out its
+    /// own.
+    pub(crate) fn forward_from(
+        &self,
+        x: &Tensor,
+        segments: Option<&Segments>,
+        state: Option<&mut MixerState>,
+        sources: &[(&SelectiveTransition, &HiddenStates)],
+    ) -> Result<(Tensor, HiddenStates)> {
+        let AnySsm::Mamba1(ssm) = &self.ssm else { bail!("dense connections are for Mamba-1 mixers") };
+        let projected = ssm.project(&self.in_proj, x)?;
+        let [x, z] = &projected[..] else { bail!("Mamba-1 mixes x and z, got {} tensors", projected.len()) };
+        let pass = Pass { segments, reverse: false, state: state_of!(state, Mamba1) };
+        let (y, own) = ssm.forward_from(x, z, pass, Some(sources))?;
+        let own = own.ok_or_else(|| candle_core::Error::msg("a layer without hidden states"))?;
+        Ok((self.out_proj.forward(&y)?, own))
     }
 }
 
@@ -407,24 +446,6 @@ impl MixerState {
             None => Ok(state),
         }
     }
-}
-
-/// The state of one kind inside `state`, which becomes one of that kind if it is a beginning.
-macro_rules! state_of {
-    ($state:expr, $kind:ident) => {
-        match $state {
-            None => None,
-            Some(state) => {
-                if let MixerState::Start = state {
-                    *state = MixerState::$kind(Default::default());
-                }
-                match state {
-                    MixerState::$kind(state) => Some(state),
-                    other => bail!("a state of {}, for a mixer of {}", other.kind(), stringify!($kind)),
-                }
-            }
-        }
-    };
 }
 
 impl Ssm for AnySsm {

@@ -457,7 +457,15 @@ fn backbone_of(
     d_model: usize,
     dtype: DType,
 ) -> Result<(Params, Backbone)> {
-    let cfg = BackboneConfig { d_model, n_layer: 3, d_intermediate: 30, norm, norm_epsilon: 1e-5, mixer };
+    let cfg = BackboneConfig {
+        d_model,
+        n_layer: 3,
+        d_intermediate: 30,
+        norm,
+        norm_epsilon: 1e-5,
+        mixer,
+        dense_layers: 0,
+    };
     let params = Params::fresh(1, dtype, &CPU);
     let backbone = Backbone::new(&cfg, &params.builder())?;
     perturb(&params, 2)?;
@@ -629,6 +637,7 @@ fn every_branch_that_ends_in_the_residual_starts_scaled_down() -> Result<()> {
         norm: NormKind::Rms,
         norm_epsilon: 1e-5,
         mixer: Mamba1Config::default().into(),
+        dense_layers: 0,
     };
     let largest = |cfg: &BackboneConfig, name: &str| -> Result<f64> {
         let params = Params::fresh(0, DType::F64, &CPU);

@@ -1,7 +1,7 @@
 //! Threads that stay together through many short parallel loops in a row, as a decoding step has: five a layer, of some
 //! tens of microseconds each, between which a thread of rayon's pool falls asleep and takes as long to wake.
 //!
-//! Whoever leads a team ([`gather`]) does its own work and takes part in every loop ([`for_each`]); the others wait for the
+//! Whoever leads a team ([`gather`]) does its own work and takes part in every loop (`for_each`); the others wait for the
 //! next loop by spinning. Nobody depends on them: a loop ends when all of its tasks are done, and the leader does those
 //! that nobody else took, so that a busy machine or a pool in use elsewhere costs speed and nothing else. Those who find
 //! nothing to do for a while leave.

@@ -12,8 +12,10 @@
 //!
 //! A Mamba-1 mixer is not time-invariant, and its B and C are shared by all channels, so that balanced coordinates of one
 //! channel are none of another. [`reduce_mamba1`] therefore keeps states as they are and drops those that are worth least,
-//! by the Hankel singular value `|b_n c_n| / (2 |a_n|)` of each mode in the system that the mixer is at its initial step
-//! sizes and mean coefficients, over all channels. What it starts from is then trained on, as in the paper.
+//! by the Hankel singular value of each mode alone, `|b_n c_n| δ / (1 - exp(-2 δ |a_n|))` after discretisation, summed over
+//! all channels, in the system that the mixer is at its initial step sizes with the norms of `x_proj`'s rows for `b` and `c`:
+//! the size of B and C for inputs of unit variance. This is modal truncation, which the paper's method becomes when the
+//! coordinates may not be changed. What it starts from is then trained on, as in the paper.
 
 use crate::mamba1::Mamba1Config;
 use crate::{Error, Result};

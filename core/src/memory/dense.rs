@@ -14,11 +14,14 @@
 //!
 //! and the last bracket is a scan of what made up the shallower layer's state, read with the deeper layer's `C`. What is
 //! published as code connects keys and values of RetNet layers; this is the equation for a selective state space model.
+//!
+//! [`BackboneConfig::dense_layers`](crate::BackboneConfig) and `LmConfig`'s field of that name connect the Mamba-1 layers of a
+//! model so.
 
 use crate::nn::Linear;
 use crate::{Init, ParamBuilder};
 use candle_core::{Module, Result, Tensor};
-use mamba_kernels::SelectiveScan;
+use mamba_kernels::{Segments, SelectiveScan};
 
 /// What makes up the hidden states of a layer.
 #[derive(Clone, Debug)]
@@ -33,13 +36,21 @@ pub struct HiddenStates {
     pub a: Tensor,
     /// Input coefficients `(B, L, N)`.
     pub b: Tensor,
+    /// States before the first token `(segments, D, N)`.
+    pub initial: Option<Tensor>,
+    /// Which tokens form a sequence; by default each batch row.
+    pub segments: Option<Segments>,
+    /// Whether the scan runs from the last token to the first.
+    pub reverse: bool,
 }
 
 impl HiddenStates {
     /// `C_t h_t` for every token: `c` `(B, L, N)` → `(B, L, D)`.
     pub fn read(&self, c: &Tensor) -> Result<Tensor> {
         let scan = SelectiveScan::new(&self.u, &self.delta, &self.a, &self.b, c);
-        scan.delta_bias(&self.delta_bias).softplus(true).run()
+        let scan = scan.delta_bias(&self.delta_bias).softplus(true).reverse(self.reverse);
+        let scan = self.initial.iter().fold(scan, |scan, state| scan.initial_state(state));
+        self.segments.iter().fold(scan, |scan, segments| scan.segments(segments)).run()
     }
 }
 
@@ -90,6 +101,9 @@ mod tests {
             delta_bias: random(3, &[source_d])?,
             a: random(4, &[source_d, n])?.abs()?.neg()?,
             b: random(5, &[1, len, n])?,
+            initial: None,
+            segments: None,
+            reverse: false,
         };
         let (x, c) = (random(6, &[1, len, d])?, random(7, &[1, len, n])?);
         let params = Params::fresh(8, DType::F64, &CPU);

@@ -7,6 +7,7 @@ mod models;
 mod adapters;
 mod compact;
 mod compression;
+mod dense;
 mod directions;
 mod generation;
 mod protmamba;

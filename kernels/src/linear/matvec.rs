@@ -19,6 +19,8 @@ pub(super) const FEW_ROWS: usize = 4;
 const TASK_BYTES: usize = 1 << 15;
 /// Weight rows that share each load of `x`.
 const ROWS: usize = 4;
+/// Fewest bytes between a weight and the one asked for when it is read.
+const AHEAD: usize = 6 << 10;
 /// Most weights of one load: 4 in each of 16 words.
 const MOST_LOADED: usize = 64;
 
@@ -270,6 +272,19 @@ impl<T: Real, W: Weight<T>> WithSimd for Task<'_, T, W> {
     }
 }
 
+/// Asks for the cache line at an address that need not be ours. Rows are too short for the machine to foresee them.
+#[inline(always)]
+fn prefetch<W>(address: *const W) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which no address can make fail.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// The products of `x`, laid out, with `R` rows of `d_in` weights.
 #[inline(always)]
 fn dots<S: Simd, T: Real, W: Weight<T>, const R: usize>(s: S, x: &[T], weight: &[W], d_in: usize) -> [T; R] {
@@ -278,12 +293,16 @@ fn dots<S: Simd, T: Real, W: Weight<T>, const R: usize>(s: S, x: &[T], weight: &
     assert!(weight.len() == R * d_in && x.len() >= d_in);
     let mut sums = [T::vzero(s); R];
     let whole = d_in / block * block;
+    // the next rows, or later ones where these are short
+    let ahead = (R * d_in).max(AHEAD / size_of::<W>());
     let mut at = 0;
     while at < whole {
         let x = &x[at..at + block];
         let mut loaded = [W::load(s, &weight[at..at + block]); R];
+        prefetch(weight.as_ptr().wrapping_add(ahead + at));
         for k in 1..R {
             loaded[k] = W::load(s, &weight[k * d_in + at..k * d_in + at + block]);
+            prefetch(weight.as_ptr().wrapping_add(ahead + k * d_in + at));
         }
         for i in 0..W::PACKED {
             let v = T::load(s, &x[i * lanes..(i + 1) * lanes]);
