@@ -169,6 +169,7 @@ impl ProtMamba {
             norm: if cfg.rms_norm { NormKind::Rms } else { NormKind::Layer },
             norm_epsilon: cfg.norm_epsilon,
             mixer: cfg.ssm_cfg.clone(),
+            dense_layers: 0,
         };
         Ok(Self {
             embedding: Embedding::from_tensor(embedding),
