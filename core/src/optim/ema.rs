@@ -29,7 +29,7 @@ impl Ema {
     pub fn update(&mut self) -> Result<()> {
         let (keep, rest) = (self.decay as f32, (1.0 - self.decay) as f32);
         for (param, average) in &self.slots {
-            if on_host_f32(average) {
+            if on_host_f32(average) && on_host_f32(param.tensor()) {
                 on_two(average, param.tensor(), |e, p| {
                     e.par_chunks_mut(BLOCK).zip(p.par_chunks(BLOCK)).for_each(|(e, p)| {
                         e.iter_mut().zip(p).for_each(|(e, &p)| *e = keep * *e + rest * p);
