@@ -401,7 +401,9 @@ impl ParamBuilder {
     pub(crate) fn tied_weight(&self, weight: Tensor) -> Result<LinearWeight> {
         let (values, scales) = match self.params.format {
             WeightFormat::Full => (weight, None),
-            format if self.role("weight", true).trained => bail!("a weight in format {format} cannot be trained"),
+            format if self.role("weight", true).trained => {
+                bail!("a weight in format {format} cannot be trained")
+            }
             format => format.compress(&weight.to_dtype(DType::F32)?)?,
         };
         Ok(LinearWeight { values, scales, adapter: None })
@@ -562,7 +564,8 @@ mod tests {
     fn chosen_parameters_are_trained_and_the_others_are_not() -> Result<()> {
         let params = Params::fresh(0, DType::F32, &CPU).with_trained(&["score."]);
         let pb = params.builder();
-        let (body, head) = (pb.pp("body").get(2, "weight", Init::Ones)?, pb.pp("score").get(2, "weight", Init::Ones)?);
+        let (body, head) =
+            (pb.pp("body").get(2, "weight", Init::Ones)?, pb.pp("score").get(2, "weight", Init::Ones)?);
         assert!(!body.is_variable() && head.is_variable());
         assert_eq!(params.vars().len(), 1);
         assert_eq!(params.count(), 4);

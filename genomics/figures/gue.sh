@@ -23,11 +23,11 @@ read -ra tasks <<< "${TASKS:-prom/prom_core_tata mouse/0 uci_splice mouse/2 prom
 flags() {
     case $1 in
         prom/prom_core_tata) echo --strands given --set head.stem.positions=70 --epochs 30 ;;
-        prom/prom_300_tata) echo --strands given --set head.stem.positions=300 --epochs 15 ;;
+        prom/prom_300_tata) echo --strands given --set head.stem.positions=300 --epochs 20 ;;
         uci_splice) echo --strands given --set head.stem.positions=60 --set task.shift=0 --epochs 20 ;;
-        mouse/0) echo --epochs 15 ;;
-        mouse/2) echo --epochs 25 ;;
-        tf/*) echo --epochs 5 ;;
+        mouse/0) echo --epochs 25 ;;
+        mouse/2) echo --epochs 40 ;;
+        tf/*) echo --epochs 8 ;;
     esac
 }
 

@@ -224,9 +224,8 @@ pub fn likeliest(row: &[f64]) -> usize {
 pub fn of_values(targets: &[f64], predictions: &[f64]) -> Figures {
     assert_eq!(targets.len(), predictions.len(), "a prediction for each target");
     let n = targets.len() as f64;
-    let mean = |f: &dyn Fn(f64) -> f64| {
-        targets.iter().zip(predictions).map(|(t, p)| f(t - p)).sum::<f64>() / n
-    };
+    let mean =
+        |f: &dyn Fn(f64) -> f64| targets.iter().zip(predictions).map(|(t, p)| f(t - p)).sum::<f64>() / n;
     let mse = mean(&|x| x * x);
     let mut figures = Figures::from([("mse", mse), ("mae", mean(&f64::abs))]);
     let centre = targets.iter().sum::<f64>() / n;
@@ -379,7 +378,11 @@ mod tests {
         let rows: Vec<Vec<f64>> = labels
             .iter()
             .enumerate()
-            .map(|(i, &label)| if label == 1 { vec![1.0 - right(i), right(i)] } else { vec![right(i), 1.0 - right(i)] })
+            .map(
+                |(i, &label)| {
+                    if label == 1 { vec![1.0 - right(i), right(i)] } else { vec![right(i), 1.0 - right(i)] }
+                },
+            )
             .collect();
         let figures = with_intervals(100, 200, 1, |sample| {
             let labels: Vec<usize> = sample.iter().map(|&i| labels[i]).collect();
@@ -388,7 +391,10 @@ mod tests {
         });
         let accuracy = figures["accuracy"];
         near(accuracy.value, 0.8);
-        assert!(accuracy.low < 0.8 && 0.8 < accuracy.high && accuracy.high - accuracy.low < 0.2, "{accuracy:?}");
+        assert!(
+            accuracy.low < 0.8 && 0.8 < accuracy.high && accuracy.high - accuracy.low < 0.2,
+            "{accuracy:?}"
+        );
     }
 
     proptest! {

@@ -169,7 +169,8 @@ impl Caduceus {
             bail!("layer {layer} of a model with {} layers", self.layers.len());
         }
         let segments = right_padded(input_ids, lengths)?;
-        let (mut hidden, residual) = self.run(input_ids, segments.as_ref(), layer, |_, _, hidden| Ok(hidden))?;
+        let (mut hidden, residual) =
+            self.run(input_ids, segments.as_ref(), layer, |_, _, hidden| Ok(hidden))?;
         if let Some(residual) = residual {
             hidden = (hidden + residual)?;
         }
@@ -280,7 +281,11 @@ impl Caduceus {
     }
 
     /// Reverse complement of every segment of token ids `(B, L)`, each in its place; of whole rows without segments.
-    pub fn reverse_complement_segments(&self, input_ids: &Tensor, segments: Option<&Segments>) -> Result<Tensor> {
+    pub fn reverse_complement_segments(
+        &self,
+        input_ids: &Tensor,
+        segments: Option<&Segments>,
+    ) -> Result<Tensor> {
         let mut rows = input_ids.to_vec2::<u32>()?;
         let turn = |ids: &mut [u32]| {
             ids.reverse();

@@ -11,8 +11,8 @@ use mamba_core::{checkpoint, plot};
 use mamba_datasets::job;
 use mamba_genomics::CaduceusConfig;
 use mamba_genomics::finetune::{
-    Chosen, Examples, FinetuneConfig, Finetuning, Kind, Mode, Predictor, Report, ReportPicture,
-    StrandUse, Target, TaskConfig,
+    Chosen, Examples, FinetuneConfig, Finetuning, Kind, Mode, Predictor, Report, ReportPicture, StrandUse,
+    Target, TaskConfig,
 };
 use mamba_genomics::labelled::{LabelledSet, Parts, k_fold, split};
 use serde_json::{Value, json};
@@ -167,7 +167,8 @@ impl Args {
             preset.model.rcps = false;
         }
         let mut cfg = self.settings.resolve(&preset)?;
-        let (TaskConfig { kind, mode, metric, epochs, class_weights, .. }, train) = (&mut cfg.task, &mut cfg.train);
+        let (TaskConfig { kind, mode, metric, epochs, class_weights, .. }, train) =
+            (&mut cfg.task, &mut cfg.train);
         *kind = self.task.unwrap_or(*kind);
         *mode = self.mode.unwrap_or(*mode);
         *metric = self.metric.or(*metric);
@@ -276,7 +277,10 @@ impl Run<'_> {
         };
         let parameters = train::Task::params(&task).count();
         let trained: usize = train::Task::params(&task).vars().iter().map(|var| var.elem_count()).sum();
-        console.note(&format!("{parameters} parameters, of which {trained} are trained; {} steps", cfg.train.steps));
+        console.note(&format!(
+            "{parameters} parameters, of which {trained} are trained; {} steps",
+            cfg.train.steps
+        ));
         let settings = json!({ "finetune": &cfg, "table": &self.args.table, "class": &self.args.class });
         let (name, version) = ("mamba-genomics", env!("CARGO_PKG_VERSION"));
         let mut info = RunInfo::new(name, version, &self.device, cfg.train.seed, settings);
@@ -310,8 +314,7 @@ impl Run<'_> {
         let labels = test_examples.labels().to_vec();
         let held_out = predictions.map(|predictions| HeldOut { set: test, labels, predictions });
         let (steps, seconds) = (report.step, report.seconds);
-        let trained =
-            Trained { target, steps, seconds, parameters, valid, test: test_report, held_out };
+        let trained = Trained { target, steps, seconds, parameters, valid, test: test_report, held_out };
         self.write(&trained, out)?;
         Ok(Some(trained))
     }
@@ -344,7 +347,8 @@ impl Run<'_> {
         let mut all = HeldOut { set: LabelledSet::default(), labels: Vec::new(), predictions: Vec::new() };
         let mut of_folds = Vec::new();
         for (i, (rest, held_out)) in k_fold(&set, k, stratify, data.split_seed)?.into_iter().enumerate() {
-            Console::new(self.args.common.format, self.args.common.quiet).note(&format!("fold {} of {k}", i + 1));
+            Console::new(self.args.common.format, self.args.common.quiet)
+                .note(&format!("fold {} of {k}", i + 1));
             let shares = mamba_datasets::Fractions { valid: data.valid, test: 0.0 };
             let mut parts = split(&set.select(&rest), shares, stratify, data.split_seed)?;
             parts.test = set.select(&held_out);
@@ -372,7 +376,8 @@ impl Run<'_> {
             println!("{} sequences, each predicted by the fold that held it out", report.sequences);
             print_figures(&report);
             for name in report.figures.keys() {
-                let values: Vec<f64> = of_folds.iter().filter_map(|f| Some(f.figures.get(name)?.value)).collect();
+                let values: Vec<f64> =
+                    of_folds.iter().filter_map(|f| Some(f.figures.get(name)?.value)).collect();
                 let (mean, deviation) = mean_and_deviation(&values);
                 println!("  {name:<10} {mean:.4} ± {deviation:.4} over {} folds", values.len());
             }
@@ -394,7 +399,9 @@ impl Run<'_> {
         if !self.args.common.quiet {
             let out = out.display();
             eprintln!("run in {out}: model, report.json, predictions.parquet, report.svg");
-            eprintln!("next: mamba-genomics predict sequences.fa --checkpoint {out} --out predictions.parquet");
+            eprintln!(
+                "next: mamba-genomics predict sequences.fa --checkpoint {out} --out predictions.parquet"
+            );
         }
     }
 }

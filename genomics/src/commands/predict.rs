@@ -118,7 +118,9 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         }
     })?;
     if done.interrupted {
-        eprintln!("stopped: finished parts are kept, the unfinished one is dropped; the same command goes on");
+        eprintln!(
+            "stopped: finished parts are kept, the unfinished one is dropped; the same command goes on"
+        );
         return Ok(ExitCode::from(cli::INTERRUPTED));
     }
     let seconds = started.elapsed().as_secs_f64();
@@ -151,11 +153,8 @@ fn predict(args: &Args, predictor: &Predictor) -> Result<Done> {
         return Err(usage("either tables or FASTA files, not both in one run"));
     }
     let inputs = if tables > 0 { args.inputs.clone() } else { super::sequence_files(&args.inputs)? };
-    let columns = Columns {
-        sequence: args.sequence_column.clone(),
-        id: args.id_column.clone(),
-        ..Columns::default()
-    };
+    let columns =
+        Columns { sequence: args.sequence_column.clone(), id: args.id_column.clone(), ..Columns::default() };
     let directory = args.out.is_dir() || args.out.extension().is_none();
     if !directory && args.shard.is_some() {
         let out = args.out.display();
@@ -168,7 +167,9 @@ fn predict(args: &Args, predictor: &Predictor) -> Result<Done> {
     let mut table = Table::new(predictor.target(), tables == 0, false);
     let mut output = match directory {
         false => match job.file(&args.out, table.schema())? {
-            Part::Finished(manifest) => return Ok(Done { rows: manifest.rows, finished: 1, ..Done::default() }),
+            Part::Finished(manifest) => {
+                return Ok(Done { rows: manifest.rows, finished: 1, ..Done::default() });
+            }
             Part::Open(writer) => Output { directory: None, writer: Some(writer), part: 0, rows: 0 },
         },
         true => {
@@ -176,7 +177,8 @@ fn predict(args: &Args, predictor: &Predictor) -> Result<Done> {
             Output { directory: Some(directory), writer: None, part: 0, rows: args.part_rows }
         }
     };
-    let items: Box<dyn Iterator<Item = mamba_genomics::Result<Item>> + Send> = match (tables > 0, args.window) {
+    let items: Box<dyn Iterator<Item = mamba_genomics::Result<Item>> + Send> = match (tables > 0, args.window)
+    {
         (true, _) => Box::new(Tables { files: inputs.into_iter(), columns, rows: None }),
         (false, window) => {
             // A record that fits is one window; the first window of a longer one shows that it does not.
@@ -202,7 +204,9 @@ fn predict(args: &Args, predictor: &Predictor) -> Result<Done> {
         if let Some(item) = item {
             if args.window.is_none() && item.ids.len() > args.longest {
                 let (id, longest) = (&item.id, args.longest);
-                bail!("sequence {id:?} has more than {longest} bases; --window cuts it, --longest takes it whole");
+                bail!(
+                    "sequence {id:?} has more than {longest} bases; --window cuts it, --longest takes it whole"
+                );
             }
             bases += item.ids.len();
             chunk.push(item);
@@ -251,7 +255,7 @@ impl Output {
     /// Opens the part that the next row belongs to, if it begins here; whether its rows are to be made.
     fn begin(&mut self, schema: &job::arrow_schema::SchemaRef, done: &mut Done) -> Result<bool> {
         if let Some(directory) = &self.directory
-            && self.part % self.rows == 0
+            && self.part.is_multiple_of(self.rows)
         {
             let part = self.part / self.rows;
             if !directory.owns(part) {
@@ -315,7 +319,12 @@ fn is_table(path: &Path) -> bool {
 }
 
 /// Everything that decides the output's bytes.
-fn fingerprint(args: &Args, inputs: &[PathBuf], predictor: &Predictor, directory: bool) -> Result<Fingerprint> {
+fn fingerprint(
+    args: &Args,
+    inputs: &[PathBuf],
+    predictor: &Predictor,
+    directory: bool,
+) -> Result<Fingerprint> {
     let mut fingerprint = Fingerprint::new();
     for path in inputs {
         if path == Path::new("-") {

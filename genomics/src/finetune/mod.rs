@@ -255,7 +255,12 @@ impl FinetuneConfig {
     }
 
     /// Parameters for a run: fresh ones, or those of a checkpoint, of which all or some are trained.
-    pub fn params(&self, checkpoint: Option<mamba_core::Checkpoint>, dtype: DType, device: &Device) -> Result<Params> {
+    pub fn params(
+        &self,
+        checkpoint: Option<mamba_core::Checkpoint>,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Params> {
         let seed = self.train.seed;
         let params = match checkpoint {
             None => Params::fresh(seed, dtype, device),
@@ -369,7 +374,8 @@ impl<'a> Finetuning<'a> {
         let metric = cfg.metric();
         if !valid.is_empty() && metric != Chosen::Loss && !defined.contains_key(metric.name()) {
             let name = metric.name();
-            let message = format!("{name} is not defined on validation sequences without all labels; --metric loss");
+            let message =
+                format!("{name} is not defined on validation sequences without all labels; --metric loss");
             return Err(Error::Config(message));
         }
         let device = params.device().clone();
@@ -433,7 +439,12 @@ fn balanced(classes: usize, labels: &[f64]) -> Vec<f64> {
 }
 
 /// Cross-entropy of `logits` `(B, classes)` with smoothed, weighted targets; the mean over the weights.
-fn classes_loss(logits: &Tensor, labels: &[f64], weights: &[f64], smoothing: f64) -> candle_core::Result<Tensor> {
+fn classes_loss(
+    logits: &Tensor,
+    labels: &[f64],
+    weights: &[f64],
+    smoothing: f64,
+) -> candle_core::Result<Tensor> {
     let classes = weights.len();
     let mut targets = vec![0f32; labels.len() * classes];
     let total: f64 = labels.iter().map(|&label| weights[label as usize]).sum();
@@ -469,7 +480,8 @@ impl Task for Finetuning<'_> {
         let TrainConfig { seed, batch_size, accumulate, .. } = self.cfg.train;
         let index = step * accumulate as u64 + micro as u64;
         let mut rng = Rng::stream(seed, "finetune step", index);
-        let places: Vec<usize> = (0..batch_size as u64).map(|i| self.draw(index * batch_size as u64 + i)).collect();
+        let places: Vec<usize> =
+            (0..batch_size as u64).map(|i| self.draw(index * batch_size as u64 + i)).collect();
         let sequences: Vec<Vec<u8>> = places.iter().map(|&i| self.augmented(i, &mut rng)).collect();
         let labels: Vec<f64> = places.iter().map(|&i| self.train.labels[i]).collect();
         let items = sequences.iter().map(Vec::len).sum();
@@ -481,7 +493,8 @@ impl Task for Finetuning<'_> {
                 classes_loss(&logits, &labels, &self.weights, self.cfg.task.label_smoothing)?
             }
             Target::Value { .. } => {
-                let labels = Tensor::from_vec(labels, logits.shape(), &self.device)?.to_dtype(logits.dtype())?;
+                let labels =
+                    Tensor::from_vec(labels, logits.shape(), &self.device)?.to_dtype(logits.dtype())?;
                 (logits - labels)?.sqr()?.mean_all()?
             }
         };
@@ -498,7 +511,8 @@ impl Task for Finetuning<'_> {
             Mode::Lora => frozen.with_lora(&self.cfg.task.lora)?,
             _ => frozen,
         };
-        let model = SequenceModel::new(&self.cfg.model, &self.cfg.head, self.target.outputs(), &frozen.builder())?;
+        let model =
+            SequenceModel::new(&self.cfg.model, &self.cfg.head, self.target.outputs(), &frozen.builder())?;
         let outputs = predictor::outputs(&model, &self.valid.sequences(), &self.device)?;
         let (loss, figures) = match self.target {
             Target::Classes { names } => {
@@ -515,7 +529,8 @@ impl Task for Finetuning<'_> {
             }
         };
         let chosen = self.cfg.metric().name();
-        let mut metrics: Vec<Metric> = figures.into_iter().map(|(name, value)| Chosen::of(name, value)).collect();
+        let mut metrics: Vec<Metric> =
+            figures.into_iter().map(|(name, value)| Chosen::of(name, value)).collect();
         metrics.push(Metric::down("loss", loss));
         metrics.sort_by_key(|metric| metric.name != chosen);
         // One class alone among the validation sequences has no area.

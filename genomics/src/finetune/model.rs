@@ -94,7 +94,8 @@ impl HeadConfig {
         let problem = if !(0.0..1.0).contains(&self.dropout) {
             format!("head.dropout is {}, must be at least 0 and below 1", self.dropout)
         } else if body.rcps && self.strands == StrandUse::Given {
-            "head.strands is given, but model.rcps makes a model of both strands; --set model.rcps=false".into()
+            "head.strands is given, but model.rcps makes a model of both strands; --set model.rcps=false"
+                .into()
         } else if let Some(stem) = &self.stem
             && (stem.channels == 0 || stem.kernels.iter().any(|k| !(1..=WIDEST_KERNEL).contains(k)))
         {
@@ -126,8 +127,13 @@ impl SequenceBatch {
         let Some(first) = sequences.first() else { bail!("a batch needs a sequence") };
         let (count, len) = (sequences.len(), first.len());
         if sequences.iter().all(|ids| ids.len() == len) {
-            let ids: Vec<u32> = sequences.iter().flat_map(|ids| ids.iter().map(|&id| u32::from(id))).collect();
-            return Ok(Self { input_ids: Tensor::from_vec(ids, (count, len), device)?, segments: None, count });
+            let ids: Vec<u32> =
+                sequences.iter().flat_map(|ids| ids.iter().map(|&id| u32::from(id))).collect();
+            return Ok(Self {
+                input_ids: Tensor::from_vec(ids, (count, len), device)?,
+                segments: None,
+                count,
+            });
         }
         // Padding that is as wide as half a kernel keeps the stem from looking into a neighbour.
         let (mut ids, mut items) = (Vec::new(), Vec::with_capacity(count));
@@ -265,7 +271,8 @@ impl Stem {
             let (pb, channels) = (pb.pp("convolutions").pp(i), cfg.channels);
             // Of a window's 4·k values k are 1: so the filters' outputs have deviation 1.
             let filters = Init::Normal { std: 1.0 / (k as f64).sqrt() };
-            let filters = Linear::with_init((channels, 4 * k), filters, Some(Init::Zeros), &pb.pp("filters"))?;
+            let filters =
+                Linear::with_init((channels, 4 * k), filters, Some(Init::Zeros), &pb.pp("filters"))?;
             Ok((k, filters, Linear::new(channels, d, false, &pb.pp("out"))?))
         };
         let positions = match cfg.positions {
@@ -379,7 +386,8 @@ mod tests {
             let head = HeadConfig { pooling, ..HeadConfig::default() };
             let upstream = Params::fresh(3, DType::F64, &CPU);
             let pb = upstream.builder();
-            let upstream = CaduceusForSequenceClassification::new(&config(rcps), 2, theirs, true, &pb).unwrap();
+            let upstream =
+                CaduceusForSequenceClassification::new(&config(rcps), 2, theirs, true, &pb).unwrap();
             let ids = [A, C, G, T, T, A, N, C, G];
             let input = Tensor::new(&[ids.map(u32::from)], &CPU).unwrap();
             near(

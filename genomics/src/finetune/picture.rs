@@ -33,7 +33,11 @@ impl Picture for ReportPicture<'_> {
 }
 
 /// Labels downwards, predictions to the right; the darker, the larger the share of the label.
-fn matrix<B: DrawingBackend>(area: &DrawingArea<B, Shift>, confusion: &Confusion, names: &[String]) -> DrawResult
+fn matrix<B: DrawingBackend>(
+    area: &DrawingArea<B, Shift>,
+    confusion: &Confusion,
+    names: &[String],
+) -> DrawResult
 where
     B::ErrorType: 'static,
 {
@@ -139,8 +143,17 @@ where
         .x_label_area_size(40)
         .y_label_area_size(60)
         .build_cartesian_2d(range.clone(), range.clone())?;
-    chart.configure_mesh().x_desc("label").y_desc("predicted").label_style(plot::font(13)).light_line_style(WHITE).draw()?;
-    chart.draw_series([PathElement::new(vec![(range.start, range.start), (range.end, range.end)], INK.mix(0.4))])?;
+    chart
+        .configure_mesh()
+        .x_desc("label")
+        .y_desc("predicted")
+        .label_style(plot::font(13))
+        .light_line_style(WHITE)
+        .draw()?;
+    chart.draw_series([PathElement::new(
+        vec![(range.start, range.start), (range.end, range.end)],
+        INK.mix(0.4),
+    )])?;
     chart.draw_series(pairs.iter().map(|&at| Circle::new(at, 2, COLORS[0].mix(0.6).filled())))?;
     Ok(())
 }

@@ -92,7 +92,8 @@ pub(crate) fn merge_adapters(config: &Value, tensors: Tensors) -> Result<Tensors
         None | Some(Value::Null) => return Ok(tensors),
         Some(cfg) => serde_json::from_value::<LoraConfig>(cfg.clone()),
     };
-    let cfg = cfg.map_err(|e| Error::Config(format!("{} of the checkpoint: {KEY}.lora: {e}", checkpoint::CONFIG)))?;
+    let cfg =
+        cfg.map_err(|e| Error::Config(format!("{} of the checkpoint: {KEY}.lora: {e}", checkpoint::CONFIG)))?;
     let (adapters, mut weights): (Tensors, Tensors) =
         tensors.into_iter().partition(|(name, _)| name.contains(".lora_"));
     lora::merge(&mut weights, &adapters, &cfg)?;

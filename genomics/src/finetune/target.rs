@@ -57,7 +57,8 @@ impl Target {
         };
         match kind {
             Kind::Classification => {
-                let names: BTreeSet<&str> = train.rows.iter().filter_map(|row| row.label.as_deref()).collect();
+                let names: BTreeSet<&str> =
+                    train.rows.iter().filter_map(|row| row.label.as_deref()).collect();
                 let mut names: Vec<String> = names.into_iter().map(str::to_string).collect();
                 if names.len() < 2 {
                     return Err(one(&format!("the label {:?}", names.first().cloned().unwrap_or_default())));
@@ -96,7 +97,10 @@ impl Target {
                 let class = names.iter().position(|name| name == label);
                 class.map(|class| class as f64).ok_or_else(|| Error::Table {
                     place: row.place.clone(),
-                    reason: format!("label {label:?} is none of the training sequences': {}", names.join(", ")),
+                    reason: format!(
+                        "label {label:?} is none of the training sequences': {}",
+                        names.join(", ")
+                    ),
                 })
             }
             Self::Value { mean, deviation } => Ok((number(row)? - mean) / deviation),

@@ -56,7 +56,9 @@ impl LabelledSet {
     pub fn from_table(path: &Path, columns: &Columns) -> Result<Self> {
         let rows = Rows::open(path, columns, true)?.collect::<Result<Vec<_>>>()?;
         match rows.is_empty() {
-            true => Err(Error::Table { place: path.display().to_string(), reason: "there are no rows".into() }),
+            true => {
+                Err(Error::Table { place: path.display().to_string(), reason: "there are no rows".into() })
+            }
             false => Ok(Self { rows }),
         }
     }

@@ -68,8 +68,10 @@ impl ParquetRows {
         let place = format!("{}, row {}", self.path, self.rows);
         let text = |column: usize| {
             let name = batch.schema_ref().field(column).name().clone();
-            value(batch.column(column).as_ref(), at)
-                .map_err(|reason| Error::Table { place: place.clone(), reason: format!("column {name:?} {reason}") })
+            value(batch.column(column).as_ref(), at).map_err(|reason| Error::Table {
+                place: place.clone(),
+                reason: format!("column {name:?} {reason}"),
+            })
         };
         let sequence = text(self.found.sequence)?;
         let label = self.found.label.map(text).transpose()?;

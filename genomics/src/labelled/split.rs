@@ -82,7 +82,12 @@ pub fn split(set: &LabelledSet, held_out: Fractions, stratify: bool, seed: u64) 
 ///
 /// # Errors
 /// A class with fewer different sequences than folds.
-pub fn k_fold(set: &LabelledSet, k: usize, stratify: bool, seed: u64) -> Result<Vec<(Vec<usize>, Vec<usize>)>> {
+pub fn k_fold(
+    set: &LabelledSet,
+    k: usize,
+    stratify: bool,
+    seed: u64,
+) -> Result<Vec<(Vec<usize>, Vec<usize>)>> {
     let mut folds = vec![(Vec::new(), Vec::new()); k];
     for (class, groups) in groups(set, stratify) {
         let of_class = mamba_datasets::k_fold(groups.len(), k, seed).map_err(|e| named(&class, e))?;

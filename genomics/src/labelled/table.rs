@@ -144,9 +144,10 @@ impl TextRows {
             return Err(Error::Table { place, reason });
         }
         let text = |at: usize| {
-            std::str::from_utf8(&self.record[at])
-                .map(str::to_string)
-                .map_err(|_| Error::Table { place: place.clone(), reason: format!("field {} is not UTF-8", at + 1) })
+            std::str::from_utf8(&self.record[at]).map(str::to_string).map_err(|_| Error::Table {
+                place: place.clone(),
+                reason: format!("field {} is not UTF-8", at + 1),
+            })
         };
         let id = self.found.id.map(text).transpose()?;
         let label = self.found.label.map(text).transpose()?;

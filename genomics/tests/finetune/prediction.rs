@@ -18,11 +18,15 @@ pub(crate) struct Row {
 }
 
 pub(crate) fn rows(path: &Path) -> Vec<Row> {
-    let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(path).unwrap()).unwrap().build().unwrap();
+    let reader =
+        ParquetRecordBatchReaderBuilder::try_new(File::open(path).unwrap()).unwrap().build().unwrap();
     let of_batch = |batch: arrow_array::RecordBatch| {
-        let text = |name: &str, i: usize| batch.column_by_name(name).map(|c| c.as_string::<i32>().value(i).to_string());
-        let number =
-            |name: &str, i: usize| batch.column_by_name(name).map(|c| c.as_primitive::<UInt64Type>().value(i));
+        let text = |name: &str, i: usize| {
+            batch.column_by_name(name).map(|c| c.as_string::<i32>().value(i).to_string())
+        };
+        let number = |name: &str, i: usize| {
+            batch.column_by_name(name).map(|c| c.as_primitive::<UInt64Type>().value(i))
+        };
         let row = |i| Row {
             id: text("id", i).unwrap(),
             span: number("start0", i).zip(number("end0", i)),
@@ -78,9 +82,12 @@ fn shards_make_the_parts_and_a_rerun_leaves_them() {
     let folder = trained();
     folder.succeed("predict test.fa --checkpoint run --out whole.parquet --quiet");
     for shard in ["1/2", "0/2"] {
-        folder.succeed(&format!("predict test.fa --checkpoint run --out parts --part-rows 15 --shard {shard} --quiet"));
+        folder.succeed(&format!(
+            "predict test.fa --checkpoint run --out parts --part-rows 15 --shard {shard} --quiet"
+        ));
     }
-    let parts: Vec<_> = (0..4).flat_map(|i| rows(&folder.path(&format!("parts/part-{i:05}.parquet")))).collect();
+    let parts: Vec<_> =
+        (0..4).flat_map(|i| rows(&folder.path(&format!("parts/part-{i:05}.parquet")))).collect();
     assert!(!exists(&folder.path("parts/part-00004.parquet")));
     let whole = rows(&folder.path("whole.parquet"));
     assert_eq!(parts.len(), whole.len());
@@ -93,7 +100,10 @@ fn shards_make_the_parts_and_a_rerun_leaves_them() {
     assert!(code == 0 && stderr.contains("4 outputs finished before"), "{stderr}");
     fs::remove_file(folder.path("parts/part-00002.parquet")).unwrap();
     let (code, _, stderr) = folder.run(again);
-    assert!(code == 0 && stderr.contains("3 outputs finished before") && stderr.contains("15 rows"), "{stderr}");
+    assert!(
+        code == 0 && stderr.contains("3 outputs finished before") && stderr.contains("15 rows"),
+        "{stderr}"
+    );
     folder.write("test.fa", ">other\nACGT\n");
     let (code, _, stderr) = folder.run(again);
     assert!(code == 1 && stderr.contains("written from something else"), "{stderr}");
@@ -104,12 +114,15 @@ fn long_records_are_cut_or_refused() {
     let folder = trained();
     folder.write("long.fa", format!(">chr\n{}\n>short\nACGT\n", "GATTACAC".repeat(25)));
     folder.succeed("predict long.fa --checkpoint run --window 80 --overlap 40 --out w.parquet --quiet");
-    let spans: Vec<_> = rows(&folder.path("w.parquet")).into_iter().map(|row| (row.id, row.span.unwrap())).collect();
-    let expected = [("chr", (0, 80)), ("chr", (40, 120)), ("chr", (80, 160)), ("chr", (120, 200)), ("short", (0, 4))];
+    let spans: Vec<_> =
+        rows(&folder.path("w.parquet")).into_iter().map(|row| (row.id, row.span.unwrap())).collect();
+    let expected =
+        [("chr", (0, 80)), ("chr", (40, 120)), ("chr", (80, 160)), ("chr", (120, 200)), ("short", (0, 4))];
     assert_eq!(spans, expected.map(|(id, span)| (id.to_string(), span)));
     folder.succeed("predict long.fa --checkpoint run --longest 200 --out x.parquet --quiet");
     assert_eq!(rows(&folder.path("x.parquet"))[0].span, Some((0, 200)));
-    let (code, _, stderr) = folder.run("predict long.fa --checkpoint run --longest 199 --out y.parquet --quiet");
+    let (code, _, stderr) =
+        folder.run("predict long.fa --checkpoint run --longest 199 --out y.parquet --quiet");
     assert!(code == 1 && stderr.contains("\"chr\" has more than 199 bases"), "{stderr}");
     assert!(!exists(&folder.path("y.parquet")));
 }
@@ -129,9 +142,9 @@ fn what_cannot_be_predicted_is_named() {
         let (got, _, stderr) = folder.run(&format!("predict {args} --quiet"));
         assert_eq!(got, code, "{args}: {stderr}");
         assert!(stderr.contains(message), "{args}: {stderr}");
-        let left = fs::read_dir(folder.path(".")).unwrap().filter(|entry| {
-            entry.as_ref().unwrap().file_name().to_string_lossy().starts_with(['o', '.'])
-        });
+        let left = fs::read_dir(folder.path("."))
+            .unwrap()
+            .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with(['o', '.']));
         assert_eq!(left.count(), 0, "{args}");
     }
     // A pre-trained model has no head.
@@ -141,5 +154,8 @@ fn what_cannot_be_predicted_is_named() {
     let config = serde_json::to_value(&cfg).unwrap();
     mamba_core::checkpoint::save_dir(folder.path("lm"), &config, &params.to_tensors()).unwrap();
     let (code, _, stderr) = folder.run("predict test.csv --checkpoint lm --out o.csv");
-    assert!(code == 1 && stderr.contains("holds no fine-tuned model") && stderr.contains("hint:"), "{stderr}");
+    assert!(
+        code == 1 && stderr.contains("holds no fine-tuned model") && stderr.contains("hint:"),
+        "{stderr}"
+    );
 }

@@ -22,7 +22,8 @@ pub(super) fn read(args: &Args, cfg: &SplitConfig) -> Result<Data> {
     let table = |path: &Path| LabelledSet::from_table(path, &cfg.columns);
     let mut train = LabelledSet::default();
     for class in &args.class {
-        let Some((name, path)) = class.split_once('=').filter(|(name, path)| !name.is_empty() && !path.is_empty())
+        let Some((name, path)) =
+            class.split_once('=').filter(|(name, path)| !name.is_empty() && !path.is_empty())
         else {
             return Err(Error::Config(format!("--class {class}: expected NAME=FASTA")).into());
         };
@@ -50,7 +51,11 @@ pub(super) fn parts(data: Data, cfg: &FinetuneConfig, args: &Args, console: &Con
     for (name, part) in [("validation", &parts.valid), ("test", &parts.test)] {
         let n = leaks(&parts.train, part);
         if n > 0 {
-            let what = if args.drop_leaks { "their copies in training are removed" } else { "--drop-leaks removes them" };
+            let what = if args.drop_leaks {
+                "their copies in training are removed"
+            } else {
+                "--drop-leaks removes them"
+            };
             console.note(&format!(
                 "{n} of {} {name} sequences are among the training sequences too, on either strand; {what}",
                 part.rows.len()
@@ -59,7 +64,10 @@ pub(super) fn parts(data: Data, cfg: &FinetuneConfig, args: &Args, console: &Con
     }
     let n = leaks(&parts.valid, &parts.test);
     if n > 0 {
-        console.note(&format!("{n} of {} test sequences are among the validation sequences too", parts.test.rows.len()));
+        console.note(&format!(
+            "{n} of {} test sequences are among the validation sequences too",
+            parts.test.rows.len()
+        ));
     }
     if args.drop_leaks {
         let held_out = parts.valid.rows.iter().chain(&parts.test.rows);
