@@ -239,7 +239,6 @@ fn data_sets_are_tables_by_name() {
     if std::env::var_os("MAMBA_DATA").is_none_or(|data| data.is_empty()) {
         return eprintln!("skipped: MAMBA_DATA is not set");
     }
-    let quick =
-        ["--model", "dlinear", "--horizon", "6", "--look-back", "24", "--set", "train.steps=2", "--quiet"];
+    let quick = ["--model", "dlinear", "--horizon", "6", "--look-back", "24", "--epochs", "1", "--quiet"];
     command(&[&train("etth1")[..], &quick].concat()).assert().success();
 }
