@@ -63,7 +63,7 @@ pub struct TslibMamba {
 
 #[derive(Clone, Debug)]
 enum Body {
-    Single(Mixer),
+    Single(Box<Mixer>),
     Residual { layers: Vec<(Norm, Mixer)>, norm: Norm },
 }
 
@@ -78,7 +78,7 @@ impl TslibMamba {
         let conv = embedding.pp("value_embedding.tokenConv").get((d, v, 3), "weight", init)?;
         let norm = |pb: &ParamBuilder| Norm::new(NormKind::Rms, d, 1e-5, pb);
         let body = match cfg.e_layers {
-            None => Body::Single(Mixer::new(d, &cfg.ssm_cfg, 1, &pb.pp("mamba"))?),
+            None => Body::Single(Box::new(Mixer::new(d, &cfg.ssm_cfg, 1, &pb.pp("mamba"))?)),
             Some(n) => {
                 let layer = |i: usize| {
                     let pb = pb.pp("layers").pp(i);
