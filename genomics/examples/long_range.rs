@@ -8,8 +8,8 @@
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, IndexOp, Tensor};
-use mamba_core::Params;
 use mamba_core::nn::flip;
+use mamba_core::{Params, cli};
 use mamba_genomics::fasta::FastaOptions;
 use mamba_genomics::genome::Genome;
 use mamba_genomics::{CaduceusConfig, CaduceusForMaskedLm};
@@ -44,7 +44,8 @@ fn main() -> Result<()> {
     let start = Instant::now();
     let logits = model.forward(&input_ids, None)?;
     let seconds = start.elapsed().as_secs_f64();
-    let peak = peak_memory().map_or("unknown".to_string(), |kib| format!("{:.2} GiB", kib / 1024.0 / 1024.0));
+    let peak = cli::peak_memory()
+        .map_or("unknown".to_string(), |bytes| format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64));
     println!(
         "{len} bases, both strands: {seconds:.2} s, {:.0} bases/s, peak memory {peak}",
         len as f64 / seconds
@@ -59,10 +60,4 @@ fn main() -> Result<()> {
         "largest difference between logits(rc(x)), reversed and complemented, and logits(x): {error:.1e} of {scale:.2}"
     );
     Ok(())
-}
-
-/// The most memory that this process has had resident, in KiB, where the system says.
-fn peak_memory() -> Option<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().split(' ').next()?.parse().ok())
 }

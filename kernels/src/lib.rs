@@ -2,6 +2,8 @@
 #![doc = include_str!("../README.md")]
 
 pub mod causal_conv1d;
+#[cfg(feature = "testing")]
+pub mod ceilings;
 pub mod conv2d;
 pub mod cross_entropy;
 mod fused;

@@ -27,7 +27,7 @@ mod settings;
 
 pub use crate::progress::{Format, Progress, progress};
 pub use messages::{HintExt, Hinted, INTERRUPTED, USAGE, run_main};
-pub use process::{tune_allocator, tune_candle};
+pub use process::{peak_memory, tune_allocator, tune_candle};
 pub use settings::resolve;
 
 use crate::{DeviceChoice, Error, Result};

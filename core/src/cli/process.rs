@@ -1,4 +1,4 @@
-//! Process-wide set-up: memory allocator and compute threads.
+//! The process: memory allocator, compute threads, peak memory.
 //!
 //! The one place of this crate with `unsafe`: both calls change the state of the process, and Rust cannot see that
 //! they happen before other threads exist.
@@ -29,6 +29,15 @@ pub fn tune_candle() {
         // SAFETY: called at the start of main, before this program starts any thread that could read the environment.
         unsafe { std::env::set_var(VARIABLE, "1") };
     }
+}
+
+/// The most memory that this process has had resident, in bytes, where the system says.
+pub fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let kib: u64 = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:")?.trim().split(' ').next()?.parse().ok())?;
+    Some(kib * 1024)
 }
 
 /// Sizes rayon's pool, and with it that of candle, which reads the same variable. `None` follows the environment, or

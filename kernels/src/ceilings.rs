@@ -1,0 +1,165 @@
+//! What this machine can do at most, measured: the scale on which benchmarks read their own figures.
+
+use crate::simd::{Real, dispatch};
+use crate::testing::pseudo_random;
+use candle_core::{DType, Result};
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+/// Measured rates of all threads together, each the best of several runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Ceilings {
+    /// Floating point operations per second of a product of two 1,536 × 1,536 matrices in f32.
+    pub products: f64,
+    /// Bytes per second that a copy of a buffer far larger than the caches reads and writes, both counted.
+    pub copy: f64,
+    /// Bytes per second that a sum over such a buffer reads.
+    pub read: f64,
+    /// Updates of one state of one channel per second, with everything in vector registers: `exp2(δ·a)`, then
+    /// `h = e·h + x·b` and `y = y + h·c`, in f32. That is one exponential (five fused multiply-adds, five additions,
+    /// minima and maxima, and two integer instructions), two multiplications and two fused multiply-adds.
+    pub state_updates: f64,
+}
+
+impl Ceilings {
+    /// Measures for about `time` each.
+    ///
+    /// # Errors
+    /// Memory that cannot be had.
+    pub fn measure(time: Duration) -> Result<Self> {
+        Ok(Self {
+            products: products(time)?,
+            copy: copy(time),
+            read: read(time),
+            state_updates: state_updates(time),
+        })
+    }
+}
+
+/// The highest of `amount / seconds` over runs that take about `time` together, after one that warms up.
+fn best_rate(time: Duration, amount: f64, mut run: impl FnMut()) -> f64 {
+    run();
+    let (begun, mut best) = (Instant::now(), 0f64);
+    while best == 0.0 || begun.elapsed() < time {
+        let started = Instant::now();
+        run();
+        best = best.max(amount / started.elapsed().as_secs_f64());
+    }
+    best
+}
+
+fn products(time: Duration) -> Result<f64> {
+    const N: usize = 1536;
+    let (a, weight) = (pseudo_random(&[N, N], 1, DType::F32)?, pseudo_random(&[N, N], 2, DType::F32)?);
+    let mut failed = None;
+    let rate = best_rate(time, 2.0 * (N * N * N) as f64, || {
+        failed = crate::linear(&a, &weight, None, &[N]).map(black_box).err();
+    });
+    failed.map_or(Ok(rate), Err)
+}
+
+/// Elements of the large buffers: 256 MiB.
+const LARGE: usize = 1 << 26;
+
+fn copy(time: Duration) -> f64 {
+    let from = vec![1f32; LARGE];
+    let mut to = vec![0f32; LARGE];
+    let part = LARGE / rayon::current_num_threads().max(1);
+    best_rate(time, 8.0 * LARGE as f64, || {
+        to.par_chunks_mut(part).zip(from.par_chunks(part)).for_each(|(to, from)| to.copy_from_slice(from));
+        black_box(&to);
+    })
+}
+
+fn read(time: Duration) -> f64 {
+    let data = vec![1f32; LARGE];
+    let part = LARGE / rayon::current_num_threads().max(1);
+    best_rate(time, 4.0 * LARGE as f64, || {
+        let sum: f32 = data.par_chunks(part).map(|part| dispatch(Sum(part))).sum();
+        black_box(sum);
+    })
+}
+
+struct Sum<'a>(&'a [f32]);
+
+impl WithSimd for Sum<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, s: S) -> f32 {
+        let mut sums = [f32::vzero(s); 8];
+        for block in self.0.chunks_exact(8 * f32::lanes::<S>()) {
+            for (sum, x) in sums.iter_mut().zip(block.chunks_exact(f32::lanes::<S>())) {
+                *sum = f32::vadd(s, *sum, f32::load(s, x));
+            }
+        }
+        sums.iter().map(|&sum| f32::reduce_sum(s, sum)).sum()
+    }
+}
+
+fn state_updates(time: Duration) -> f64 {
+    let threads = rayon::current_num_threads();
+    let updates = threads * STEPS * STATES * dispatch(Lanes);
+    best_rate(time, updates as f64, || {
+        (0..threads).into_par_iter().for_each(|_| {
+            black_box(dispatch(Updates(black_box([0.01, -0.5, 0.3, 0.7]))));
+        });
+    })
+}
+
+const STEPS: usize = 1 << 20;
+/// Independent states, as many as the scan keeps in registers at once.
+const STATES: usize = 8;
+
+struct Lanes;
+
+impl WithSimd for Lanes {
+    type Output = usize;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> usize {
+        f32::lanes::<S>()
+    }
+}
+
+/// δ, a, x and b of a scan whose inputs do not change.
+struct Updates([f32; 4]);
+
+impl WithSimd for Updates {
+    type Output = f32;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, s: S) -> f32 {
+        let [delta, a, x, b] = self.0.map(|value| f32::splat(s, value));
+        let mut dt = delta;
+        let mut state = [f32::vzero(s); STATES];
+        let mut y = [f32::vzero(s); 2];
+        for _ in 0..STEPS {
+            // δ changes, so that no exponential can be computed once for all.
+            dt = f32::vadd(s, dt, f32::splat(s, 1e-9));
+            for (k, h) in state.iter_mut().enumerate() {
+                let decay = f32::vadd(s, a, f32::splat(s, k as f32));
+                let e = f32::vexp2(s, f32::vmul(s, dt, decay));
+                *h = f32::vfma(s, e, *h, f32::vmul(s, x, b));
+                y[k % 2] = f32::vfma(s, *h, b, y[k % 2]);
+            }
+        }
+        f32::reduce_sum(s, f32::vadd(s, y[0], y[1]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_ceiling_is_a_rate() -> Result<()> {
+        let Ceilings { products, copy, read, state_updates } = Ceilings::measure(Duration::ZERO)?;
+        for rate in [products, copy, read, state_updates] {
+            assert!(rate.is_finite() && rate > 1e6, "{rate}");
+        }
+        Ok(())
+    }
+}
