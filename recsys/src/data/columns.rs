@@ -85,8 +85,8 @@ impl Place<'_> {
     fn error(&self, column: &Column, row: usize, expected: &'static str) -> Error {
         let value = match column.get(row) {
             Ok(AnyValue::Null) | Err(_) => "nothing".to_string(),
-            Ok(AnyValue::String(text)) => format!("{text:?}"),
-            Ok(value) => format!("\"{value}\""),
+            // a column of one value owns its text
+            Ok(value) => value.get_str().map_or_else(|| format!("\"{value}\""), |text| format!("{text:?}")),
         };
         let column = column.name().to_string();
         Error::Value { path: self.path.to_owned(), line: self.first + row, column, value, expected }

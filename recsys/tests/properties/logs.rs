@@ -102,6 +102,10 @@ fn a_bad_value_is_named_with_file_line_and_column() {
         "a.csv:3: column \"time\": \"soon\", expected a number or a date"
     );
     assert_eq!(
+        message("a.csv", "user,item,time\n1,2,soon\n"),
+        "a.csv:2: column \"time\": \"soon\", expected a number or a date"
+    );
+    assert_eq!(
         message("a.csv", "user,item,time\n1,,3\n"),
         "a.csv:2: column \"item\": nothing, expected an id: a whole number or text"
     );
