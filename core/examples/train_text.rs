@@ -1,20 +1,21 @@
 //! Trains a byte-level Mamba language model on plain text; the example `generate` writes with it.
 
-use anyhow::{Result, bail};
-use candle_core::{Device, Tensor};
+mod support;
+
+use anyhow::Result;
 use clap::Parser;
 use mamba_core::cli::{CommonArgs, Format, HintExt, INTERRUPTED, SettingsArgs, run_main};
 use mamba_core::lm::{LmConfig, MambaLm};
-use mamba_core::nn::cross_entropy;
-use mamba_core::run_folder::{Metric, RunFolder, RunInfo};
+use mamba_core::run_folder::{RunFolder, RunInfo};
 use mamba_core::text::Tokenizer;
-use mamba_core::train::{self, Console, Outcome, StepLoss, Stop, Task, TrainConfig};
-use mamba_core::{BackboneState, Error, Params, Rng, checkpoint};
+use mamba_core::train::{self, Console, Outcome, Stop, TrainConfig};
+use mamba_core::{Error, Params, checkpoint};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use serde_json::json;
+use std::f64::consts::LN_2;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use support::{Text, TextModel, mean_loss};
 
 /// Train a byte-level Mamba language model on plain text
 ///
@@ -93,97 +94,6 @@ impl Config {
     }
 }
 
-/// The parts of a text.
-struct Text {
-    train: Vec<u8>,
-    valid: Vec<u8>,
-    test: Vec<u8>,
-}
-
-impl Text {
-    /// Bytes of the validation text that each evaluation reads at most.
-    const VALID: usize = 1 << 16;
-
-    fn load(path: &PathBuf, length: usize) -> Result<Self> {
-        let mut train = match std::fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(e) => bail!("{}: {e}", path.display()),
-        };
-        let total = train.len();
-        let test = train.split_off(total - total / 20);
-        let valid = train.split_off(train.len() - total / 20);
-        if train.len() <= length || test.len() < 2 {
-            bail!("{}: {total} bytes are too few to train on sequences of {length}", path.display());
-        }
-        Ok(Self { train, valid: valid[..valid.len().min(Self::VALID)].to_vec(), test })
-    }
-}
-
-struct ByteModel<'a> {
-    cfg: &'a Config,
-    text: &'a Text,
-    params: Params,
-    lm: MambaLm,
-}
-
-impl Task for ByteModel<'_> {
-    fn params(&self) -> &Params {
-        &self.params
-    }
-
-    fn config(&self) -> Value {
-        json!(self.cfg.model)
-    }
-
-    fn train_step(&mut self, step: u64, micro: usize) -> mamba_core::Result<StepLoss> {
-        let TrainConfig { seed, accumulate, batch_size, .. } = self.cfg.train;
-        let mut rng = Rng::stream(seed, "text", step * accumulate as u64 + micro as u64);
-        let length = self.cfg.length;
-        let rows = (0..batch_size).flat_map(|_| {
-            let start = rng.below(self.text.train.len() - length);
-            self.text.train[start..=start + length].iter().map(|&byte| u32::from(byte))
-        });
-        let ids = Tensor::from_iter(rows.collect::<Vec<_>>(), self.params.device())?;
-        let ids = ids.reshape((batch_size, length + 1))?;
-        let logits = self.lm.forward(&ids.narrow(1, 0, length)?.contiguous()?)?; // (B, length, vocabulary)
-        let loss = cross_entropy(&logits, &ids.narrow(1, 1, length)?, None)?;
-        Ok(StepLoss { loss, items: batch_size * length })
-    }
-
-    fn evaluate(&mut self) -> mamba_core::Result<Vec<Metric>> {
-        let bits = bits_per_byte(&self.lm, &self.text.valid, self.params.device())?;
-        Ok(vec![Metric::down("loss", bits * std::f64::consts::LN_2), Metric::down("bits_per_byte", bits)])
-    }
-
-    fn data_fingerprint(&self) -> String {
-        let mut hasher = DefaultHasher::new();
-        (self.cfg.length, &self.text.train, &self.text.valid).hash(&mut hasher);
-        format!("{:016x}", hasher.finish())
-    }
-
-    fn unit(&self) -> &'static str {
-        "B"
-    }
-}
-
-/// Mean bits that the model needs for each byte but the first of a text, read from beginning to end as one sequence.
-fn bits_per_byte(lm: &MambaLm, text: &[u8], device: &Device) -> mamba_core::Result<f64> {
-    const CHUNK: usize = 2048;
-    let mut state = BackboneState::new();
-    let mut nats = 0.0;
-    let ids: Vec<u32> = text.iter().map(|&byte| byte.into()).collect();
-    for start in (0..ids.len() - 1).step_by(CHUNK) {
-        let end = (start + CHUNK).min(ids.len() - 1);
-        let inputs = Tensor::from_slice(&ids[start..end], (1, end - start), device)?;
-        let targets = Tensor::from_slice(&ids[start + 1..=end], (1, end - start), device)?;
-        let logits = lm.forward_with(&inputs, None, Some(&mut state))?.detach(); // (1, chunk, vocabulary)
-        state = state.detach();
-        let loss = cross_entropy(&logits, &targets, None)?.to_dtype(candle_core::DType::F64)?;
-        nats += loss.to_scalar::<f64>()? * (end - start) as f64;
-    }
-    Ok(nats / (ids.len() - 1) as f64 / std::f64::consts::LN_2)
-}
-
 fn run(args: Args) -> Result<ExitCode> {
     let device = args.common.start()?;
     let mut cfg = args.settings.resolve(&Config::preset())?;
@@ -192,7 +102,7 @@ fn run(args: Args) -> Result<ExitCode> {
     cfg.train.max_minutes = args.minutes.or(cfg.train.max_minutes);
     cfg.validate()?;
     let mut console = Console::new(args.common.format, args.common.quiet);
-    let text = Text::load(&args.text, cfg.length)?;
+    let text = Text::of_bytes(&args.text, cfg.length)?;
     let folder = match args.resume {
         true => RunFolder::resume(&args.out)?,
         false => RunFolder::create(&args.out).hint("--resume goes on with it")?,
@@ -210,7 +120,8 @@ fn run(args: Args) -> Result<ExitCode> {
     let settings = json!({ "config": &cfg, "text": &args.text });
     let mut info = RunInfo::new("train_text", env!("CARGO_PKG_VERSION"), &device, cfg.train.seed, settings);
     folder.save_info(&info)?;
-    let mut task = ByteModel { cfg: &cfg, text: &text, params, lm };
+    let (model, length) = (&cfg.model, cfg.length);
+    let mut task = TextModel { model, train: &cfg.train, length, text: &text, params, lm, unit: "B" };
     let report = train::run(&mut task, &cfg.train, &folder, &mut console, &Stop::on_signals()?)?;
     info.finish(&format!("{:?}", report.outcome), report.step);
     folder.save_info(&info)?;
@@ -219,7 +130,7 @@ fn run(args: Args) -> Result<ExitCode> {
         return Ok(ExitCode::from(INTERRUPTED));
     }
     let best = MambaLm::load(checkpoint::load_dir(&args.out)?, args.common.dtype(), &device)?;
-    let bits = bits_per_byte(&best, &text.test, &device)?;
+    let bits = mean_loss(&best, &text.test, &device)? / LN_2;
     match args.common.format {
         Format::Json => println!("{}", json!({ "test_bits_per_byte": bits, "step": report.step })),
         Format::Human => println!("test  bits per byte {bits:.4} over {} bytes", text.test.len()),

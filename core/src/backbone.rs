@@ -131,7 +131,7 @@ impl Backbone {
             .collect::<Result<_>>()?;
         let transitions = match &cfg.mixer {
             _ if cfg.dense_layers == 0 => Vec::new(),
-            MixerConfig::Mamba1(mixer) => {
+            MixerConfig::Mamba1(mixer) if !mixer.is_complex() => {
                 let d_inner = mixer.d_inner(cfg.d_model);
                 let of_layer = |i: usize| {
                     let pb = pb.pp("layers").pp(i).pp("dense");
@@ -142,7 +142,7 @@ impl Backbone {
             }
             other => {
                 bail!(
-                    "dense_layers is {}, but the mixers are {}, expected mamba1",
+                    "dense_layers is {}, but the mixers are {}, expected mamba1 with real states",
                     cfg.dense_layers,
                     other.kind()
                 )

@@ -13,7 +13,7 @@
 //! No activation is flipped: scans and convolutions run backwards themselves.
 
 use crate::bidirectional::{BiMamba, Combine, Orientation};
-use crate::mamba1::{Mamba1, Mamba1Config, Pass, SelectiveSsm};
+use crate::mamba1::{Mamba1, Mamba1Config, Pass, SelectiveSsm, StateMatrix};
 use crate::mixer::Ssm;
 use crate::nn::{Linear, Norm, NormKind, negative_exp};
 use crate::scan_order::ScanOrder;
@@ -105,9 +105,8 @@ impl Bidirectional {
             },
             Scheme::VimV1 => {
                 let mixer = mixer(pb)?;
-                let shape = (cfg.d_inner(d_model), cfg.d_state);
-                let a_log = pb.get_no_decay(shape, "A_b_log", cfg.a_log_init())?;
-                Kind::Vim { backward: mixer.ssm().with_a_log(a_log)?, mixer, factor: 1.0 }
+                let a = StateMatrix::new(cfg.d_inner(d_model), cfg, pb, "_b")?;
+                Kind::Vim { backward: mixer.ssm().with_state_matrix(a), mixer, factor: 1.0 }
             }
             Scheme::CrossScan { height, width } => {
                 Kind::CrossScan(CrossScan::new(d_model, cfg, (height, width), n_residual, pb)?)
@@ -188,6 +187,7 @@ impl CrossScan {
         pb: &ParamBuilder,
     ) -> Result<Self> {
         cfg.validate_for(d_model).map_err(candle_core::Error::wrap)?;
+        cfg.expect_plain("a cross-scan").map_err(candle_core::Error::wrap)?;
         let (d_inner, n, k) = (cfg.d_inner(d_model), cfg.d_state, DIRECTIONS);
         let rank = cfg.dt_rank.resolve(d_model);
         let bound = (rank as f64).powf(-0.5) * cfg.dt_scale;
@@ -196,7 +196,7 @@ impl CrossScan {
         let dt_proj =
             pb.get((k, d_inner, rank), "dt_projs_weight", Init::Uniform { lo: -bound, hi: bound })?;
         let dt_bias = pb.get_no_decay((k, d_inner), "dt_projs_bias", dt_init)?;
-        let a_log = pb.get_no_decay((k * d_inner, n), "A_logs", cfg.a_log_init())?;
+        let a_log = pb.get_no_decay((k * d_inner, n), "A_logs", Init::S4dReal)?;
         let d = pb.get_no_decay(k * d_inner, "Ds", Init::Ones)?;
         let directions = (0..k).map(|i| {
             let of = |x: &Tensor| x.narrow(0, i, 1)?.squeeze(0);

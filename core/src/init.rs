@@ -1,6 +1,7 @@
 //! Initial values of parameters.
 
 use crate::Rng;
+use crate::linalg::{Matrix, multiply, symmetric_eigen, transpose};
 use candle_core::{DType, Device, Result, Shape, Tensor, bail};
 
 /// How a fresh parameter is filled.
@@ -136,11 +137,15 @@ fn rows(row: Vec<f64>, shape: &Shape, dtype: DType, device: &Device) -> Result<T
 
 /// Which continuous-time state matrix a state space layer starts from.
 ///
-/// | choice | `A` | taken by |
-/// |---|---|---|
-/// | `HippoLegS` | the dense matrix that keeps a history in Legendre polynomials | S4; its diagonal is S4D-Real |
-/// | `S4dLin` | diagonal, `-1/2 + iπn` | [`S4d`](crate::s4d::S4d): complex states, as pairs |
-/// | `S4dReal` | diagonal, `-(n + 1)` | [`Mamba1`](crate::Mamba1) (always: its states are real), [`S4d`](crate::s4d::S4d) |
+/// | choice | `A` | [`Mamba1`](crate::Mamba1) | [`S4d`](crate::s4d::S4d) |
+/// |---|---|---|---|
+/// | `HippoLegS` | the dense matrix that keeps a history in Legendre polynomials ([`hippo_legs`]) | its eigenvalues, `-(n + 1)` | those of its normal part, `-1/2 ± iω_n` (S4D-LegS) |
+/// | `S4dLin` | diagonal, `-1/2 + iπn` | complex states, as pairs | complex states, as pairs |
+/// | `S4dReal` | diagonal, `-(n + 1)` | real states | pairs without an imaginary part, which may get one |
+///
+/// Both may stand for the dense matrix: Mamba-1 mixes its states by matrices `B` and `C` of its own, so that a change of
+/// basis, which makes the triangular matrix diagonal, changes nothing; the complex layers take the part that a unitary basis
+/// makes diagonal, as S4 and S4D do (arXiv 2111.00396, theorem 1; arXiv 2206.11893, section 3.2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StateInit {
@@ -155,17 +160,35 @@ pub enum StateInit {
 }
 
 impl StateInit {
-    /// The first `n` poles of a diagonal choice, as pairs of real and imaginary part.
-    ///
-    /// # Errors
-    /// For HiPPO-LegS, which is not diagonal; see [`hippo_legs`].
-    pub fn poles(self, n: usize) -> Result<Vec<(f64, f64)>> {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::HippoLegS, Self::S4dLin, Self::S4dReal];
+
+    /// The poles of `n` complex states, one of each conjugate pair, as real and imaginary parts.
+    pub fn poles(self, n: usize) -> Vec<(f64, f64)> {
         match self {
-            Self::HippoLegS => bail!("HiPPO-LegS is a dense state matrix, expected S4D-Lin or S4D-Real"),
-            Self::S4dLin => Ok((0..n).map(|k| (-0.5, std::f64::consts::PI * k as f64)).collect()),
-            Self::S4dReal => Ok((0..n).map(|k| (-(k as f64 + 1.0), 0.0)).collect()),
+            Self::HippoLegS => normal_legs(2 * n).into_iter().map(|omega| (-0.5, omega)).collect(),
+            Self::S4dLin => (0..n).map(|k| (-0.5, std::f64::consts::PI * k as f64)).collect(),
+            Self::S4dReal => (0..n).map(|k| (-(k as f64 + 1.0), 0.0)).collect(),
         }
     }
+}
+
+/// The positive imaginary parts, rising, of the eigenvalues of HiPPO-LegS' normal part `A + P Pᵀ`, `P_i = √(i + 1/2)`, of even
+/// size `n`. It is `-1/2` plus the skew-symmetric `S`, `S_ik = -√((2i+1)(2k+1))/2` below the diagonal, so that `SᵀS` has their
+/// squares, each twice.
+fn normal_legs(n: usize) -> Vec<f64> {
+    let entry = |i: usize, k: usize| {
+        let size = ((2.0 * i as f64 + 1.0) * (2.0 * k as f64 + 1.0)).sqrt() / 2.0;
+        match i.cmp(&k) {
+            std::cmp::Ordering::Greater => -size,
+            std::cmp::Ordering::Equal => 0.0,
+            std::cmp::Ordering::Less => size,
+        }
+    };
+    let s: Matrix = (0..n).map(|i| (0..n).map(|k| entry(i, k)).collect()).collect();
+    let (mut squares, _) = symmetric_eigen(&multiply(&transpose(&s), &s));
+    squares.sort_by(f64::total_cmp);
+    squares.chunks_exact(2).map(|pair| ((pair[0] + pair[1]) / 2.0).max(0.0).sqrt()).collect()
 }
 
 /// HiPPO-LegS: `A` `(n, n)` and `B` `(n)` in f64. `A[i][k] = -√((2i+1)(2k+1))` below the diagonal, `-(i+1)` on it, 0 above;
@@ -205,9 +228,27 @@ mod tests {
     #[test]
     fn diagonal_choices_have_their_closed_forms() {
         let pi = std::f64::consts::PI;
-        assert_eq!(StateInit::S4dLin.poles(3).unwrap(), [(-0.5, 0.0), (-0.5, pi), (-0.5, 2.0 * pi)]);
-        assert_eq!(StateInit::S4dReal.poles(3).unwrap(), [(-1.0, 0.0), (-2.0, 0.0), (-3.0, 0.0)]);
-        assert_eq!(serde_json::to_value(StateInit::S4dLin).unwrap(), "s4d_lin");
+        assert_eq!(StateInit::S4dLin.poles(3), [(-0.5, 0.0), (-0.5, pi), (-0.5, 2.0 * pi)]);
+        assert_eq!(StateInit::S4dReal.poles(3), [(-1.0, 0.0), (-2.0, 0.0), (-3.0, 0.0)]);
+        let names = StateInit::ALL.map(|init| serde_json::to_value(init).unwrap());
+        assert_eq!(names, ["hippo_legs", "s4d_lin", "s4d_real"]);
+    }
+
+    /// Of two states the skew part is ±√3/2; of four, by the trace of SᵀS and the Pfaffian of S, ω₁² + ω₂² = 43/2 and
+    /// ω₁ω₂ = √105/4. The largest of many is n²/π (arXiv 2206.11893, section 4.2).
+    #[test]
+    fn the_normal_part_of_hippo_legs_has_its_closed_forms() {
+        let poles = StateInit::HippoLegS.poles(1);
+        assert!(poles[0].0 == -0.5 && (poles[0].1 - 0.75f64.sqrt()).abs() < 1e-12, "{poles:?}");
+        let [slow, fast] = StateInit::HippoLegS.poles(2)[..] else { panic!("two states") };
+        let root = (21.5f64 * 21.5 - 4.0 * 105.0 / 16.0).sqrt();
+        for (got, want) in [(slow.1, (21.5 - root) / 2.0), (fast.1, (21.5 + root) / 2.0)] {
+            assert!((got - want.sqrt()).abs() < 1e-12, "{got}, expected {}", want.sqrt());
+        }
+        let many = StateInit::HippoLegS.poles(32);
+        let largest = many[31].1 / (64.0 * 64.0 / std::f64::consts::PI);
+        assert!((largest - 1.0).abs() < 0.02, "{largest}");
+        assert!(many.windows(2).all(|w| w[0].1 < w[1].1));
     }
 
     /// x' = (A x + B u)/t keeps u's coefficients in Legendre polynomials over [0, t]: for u = 1 that is the first basis

@@ -5,8 +5,8 @@
 //! | module | for |
 //! |---|---|
 //! | [`params`], [`init`] | a model's parameters: fresh, loaded for training, loaded for inference |
-//! | [`mamba1`], [`mamba2`], [`mamba3`], [`mixer`] | the mixers, and the choice between them |
-//! | [`bidirectional`], [`directions`], [`s4d`] | mixers that see both sides; a plain diagonal layer |
+//! | [`mamba1`], [`mamba2`], [`mamba3`], [`s4d`], [`mixer`] | the mixers, and the choice between them |
+//! | [`bidirectional`], [`directions`] | mixers that see both sides |
 //! | [`scan_order`] | paths over a picture |
 //! | [`block`], [`backbone`], [`nn`] | what is built around them |
 //! | `lm`, `text`, `generate` | causal language models, tokenizers, sampling (feature `lm`) |
@@ -31,6 +31,7 @@ pub mod files;
 #[cfg(feature = "lm")]
 pub mod generate;
 pub mod init;
+mod linalg;
 #[cfg(feature = "lm")]
 pub mod lm;
 pub mod lora;
@@ -78,3 +79,4 @@ pub use mixer::{Mixer, MixerConfig, MixerState};
 pub use params::{Param, ParamBuilder, Params};
 pub use quant::WeightFormat;
 pub use rng::{Rng, dropout};
+pub use s4d::{S4d, S4dConfig, S4dMixer, S4dState};

@@ -241,8 +241,10 @@ impl LmConfig {
             return Err(Error::Config(message.into()));
         }
         self.ssm_cfg.mixer.validate_for(self.d_model)?;
-        if self.dense_layers > 0 && !matches!(self.ssm_cfg.mixer, MixerConfig::Mamba1(_)) {
-            let message = format!("dense_layers is {}, which needs Mamba-1 layers", self.dense_layers);
+        let real = matches!(&self.ssm_cfg.mixer, MixerConfig::Mamba1(cfg) if !cfg.is_complex());
+        if self.dense_layers > 0 && !real {
+            let message =
+                format!("dense_layers is {}, which needs Mamba-1 layers with real states", self.dense_layers);
             return Err(Error::Config(message));
         }
         let [d, mlp, layers, vocab] =

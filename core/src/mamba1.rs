@@ -14,17 +14,17 @@ use crate::memory::dense::{HiddenStates, SelectiveTransition};
 use crate::memory::suppress::suppress;
 pub use crate::mixer::Pass;
 use crate::mixer::{MixerOf, Projections, Ssm};
-use crate::nn::{Linear, negative_exp};
+use crate::nn::{Linear, negative_exp, softplus};
 use crate::{Error, Init, ParamBuilder, StateInit};
 use candle_core::{Module, Result, Tensor, bail};
-use mamba_kernels::{CausalConv1d, SelectiveScan};
+use mamba_kernels::{CausalConv1d, ComplexScan, Segments, SelectiveScan};
 use serde::{Deserialize, Serialize};
 
 /// Hyper-parameters of the mixer, with upstream's names (`ssm_cfg`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Mamba1Config {
-    /// States of a channel, N.
+    /// Real numbers in the state of a channel, N.
     pub d_state: usize,
     /// Taps of the convolution, K.
     pub d_conv: usize,
@@ -47,8 +47,8 @@ pub struct Mamba1Config {
     /// Whether `in_proj` and `out_proj` have one.
     pub bias: bool,
     /// What the state matrix starts from: [`StateInit::S4dReal`], or [`StateInit::HippoLegS`], whose eigenvalues are the
-    /// same `-1, …, -N`. The states of this mixer are real: those of [`StateInit::S4dLin`] are for
-    /// [`S4d`](crate::s4d::S4d).
+    /// same `-1, …, -N`. With [`StateInit::S4dLin`] the states are complex, N/2 pairs of real numbers, and so are `B` and `C`:
+    /// `A = -exp(A_log) + i·A_imag`.
     #[serde(skip_serializing_if = "is_default")]
     pub state_init: StateInit,
     /// Hidden-state suppressing ([`crate::memory::suppress`]): the output coefficients of states that last less than
@@ -151,13 +151,34 @@ impl Mamba1Config {
         expand * d * (3.0 * d + 3.0 * n + 2.0 * rank + k)
     }
 
-    /// Initial `A_log`.
-    pub(crate) fn a_log_init(&self) -> Init {
-        match self.state_init {
-            // -(n + 1) stands on the diagonal of HiPPO-LegS, which is triangular.
-            StateInit::S4dReal | StateInit::HippoLegS => Init::S4dReal,
-            StateInit::S4dLin => unreachable!("validate refuses complex states"),
+    /// Whether states are complex.
+    pub fn is_complex(&self) -> bool {
+        self.state_init == StateInit::S4dLin
+    }
+
+    /// Refuses complex states, which modal truncation does not know.
+    pub(crate) fn expect_plain_states(&self) -> crate::Result<()> {
+        match self.is_complex() {
+            true => Err(Error::Config(
+                "the complex states of a selective scan are not reduced, expected real ones".into(),
+            )),
+            false => Ok(()),
         }
+    }
+
+    /// Refuses the options that a scan of another make does not have: complex states, hidden-state suppressing and the
+    /// forget gate. `what` is that scan.
+    pub fn expect_plain(&self, what: &str) -> crate::Result<()> {
+        let option = if self.is_complex() {
+            "state_init \"s4d_lin\", whose states are complex,"
+        } else if self.suppress_below.is_some() {
+            "suppress_below"
+        } else if self.forget_gate {
+            "forget_gate"
+        } else {
+            return Ok(());
+        };
+        Err(Error::Config(format!("{option} is not supported by {what}")))
     }
 
     /// Refuses sizes that make no mixer, and a `d_model` with which it would have more parameters than any machine holds.
@@ -188,8 +209,13 @@ impl Mamba1Config {
                 self.d_conv,
                 mamba_kernels::causal_conv1d::MAX_WIDTH
             ))
-        } else if self.state_init == StateInit::S4dLin {
-            Some("state_init is \"s4d_lin\", whose states are complex, expected \"s4d_real\" or \"hippo_legs\"".into())
+        } else if self.is_complex() && !self.d_state.is_multiple_of(2) {
+            let n = self.d_state;
+            Some(format!(
+                "d_state is {n}, expected an even number, a pair for each complex state of \"s4d_lin\""
+            ))
+        } else if self.is_complex() && self.suppress_below.is_some() {
+            Some("suppress_below is for real states, those of state_init \"s4d_lin\" are complex".into())
         } else {
             let alpha = self.suppress_below.filter(|alpha| !alpha.is_finite());
             alpha.map(|alpha| format!("suppress_below is {alpha}, expected a finite number"))
@@ -243,9 +269,7 @@ pub struct SelectiveSsm {
     x_proj: Linear,
     dt: Linear,
     dt_bias: Tensor,
-    a_log: Tensor,
-    /// `-exp(A_log)`, kept where it cannot change.
-    a: Option<Tensor>,
+    a: StateMatrix,
     d: Tensor,
     suppress_below: Option<f64>,
     forget_gate: bool,
@@ -280,7 +304,6 @@ impl SelectiveSsm {
             DtInit::Constant => Init::Const(bound),
         };
         let dt_bias = Init::DtBias { min: cfg.dt_min, max: cfg.dt_max, floor: cfg.dt_init_floor };
-        let a_log = pb.get_no_decay((d_inner, n), &format!("A{suffix}_log"), cfg.a_log_init())?;
         let dt_proj = pb.pp(format!("dt_proj{suffix}"));
         Ok(Self {
             conv_weight,
@@ -288,8 +311,7 @@ impl SelectiveSsm {
             x_proj,
             dt: Linear::with_init((d_inner, rank), dt_init, None, &dt_proj)?,
             dt_bias: dt_proj.get_no_decay(d_inner, "bias", dt_bias)?,
-            a: fixed_state_matrix(&a_log)?,
-            a_log,
+            a: StateMatrix::new(d_inner, cfg, pb, suffix)?,
             d: pb.get_no_decay(d_inner, &format!("D{suffix}"), Init::Ones)?,
             suppress_below: cfg.suppress_below,
             forget_gate: cfg.forget_gate,
@@ -297,13 +319,8 @@ impl SelectiveSsm {
     }
 
     /// The same map but for the state matrix.
-    pub(crate) fn with_a_log(&self, a_log: Tensor) -> Result<Self> {
-        Ok(Self { a: fixed_state_matrix(&a_log)?, a_log, ..self.clone() })
-    }
-
-    /// `-exp(A_log)`, `(d_inner, d_state)`.
-    fn state_matrix(&self) -> Result<Tensor> {
-        self.a.clone().map_or_else(|| negative_exp(&self.a_log), Ok)
+    pub(crate) fn with_state_matrix(&self, a: StateMatrix) -> Self {
+        Self { a, ..self.clone() }
     }
 
     /// `x`, `z` `(B, L, d_inner)` → `(B, L, d_inner)`.
@@ -332,12 +349,24 @@ impl SelectiveSsm {
             }
             None => (conv.run()?, None),
         };
-        let (rank, n) = (self.dt.weight().dim(1)?, self.a_log.dim(1)?);
+        let rank = self.dt.weight().dim(1)?;
+        let n = (self.x_proj.weight().dim(0)? - rank) / 2;
         let [dt_low, b, c] = self.x_proj.split(&x, [rank, n, n])?; // (B, L, ·)
         let delta = self.dt.forward(&dt_low)?; // (B, L, d_inner)
+        if let Some(imag) = &self.a.imag {
+            if sources.is_some() {
+                bail!("dense connections are for real states");
+            }
+            let mut own = state.as_ref().and_then(|state| state.ssm.clone());
+            let y = self.scan_complex(&x, &delta, imag, (&b, &c), (segments, reverse), &mut own)?;
+            if let Some(state) = state {
+                *state = Mamba1State { conv: conv_state, ssm: own };
+            }
+            return Ok((self.skip_and_gate(&y, &x, z)?, None));
+        }
         let c = match self.suppress_below {
             None => c,
-            Some(alpha) => suppress(&delta, &self.state_matrix()?, &c, alpha)?,
+            Some(alpha) => suppress(&delta, &self.a.real()?, &c, alpha)?,
         };
         let own = match sources {
             None => None,
@@ -345,7 +374,7 @@ impl SelectiveSsm {
                 u: x.clone(),
                 delta: delta.clone(),
                 delta_bias: self.dt_bias.clone(),
-                a: self.state_matrix()?,
+                a: self.a.real()?,
                 b: b.clone(),
                 initial: state.as_ref().and_then(|state| state.ssm.clone()),
                 segments: segments.cloned(),
@@ -367,7 +396,7 @@ impl SelectiveSsm {
                 b.narrow(2, 0, 1)?.ones_like()?,
                 (b * c)?.sum_keepdim(2)?,
             ),
-            false => (self.state_matrix()?, b, c),
+            false => (self.a.real()?, b, c),
         };
         let mut scan = SelectiveScan::new(&x, &delta, &a, &b, &c)
             .gate(z)
@@ -396,13 +425,71 @@ impl SelectiveSsm {
             Some(added) => Ok(((y + (added * z.silu()?)?)?, own)),
         }
     }
+
+    /// The scan with complex states, without skip and gate: `x`, `delta` `(B, L, d_inner)`, `B` and `C` `(B, L, d_state)` as
+    /// pairs → `(B, L, d_inner)`. `state` is replaced by the state after.
+    fn scan_complex(
+        &self,
+        x: &Tensor,
+        delta: &Tensor,
+        imag: &Tensor,
+        (b, c): (&Tensor, &Tensor),
+        (segments, reverse): (Option<&Segments>, bool),
+        state: &mut Option<Tensor>,
+    ) -> Result<Tensor> {
+        let delta = softplus(&delta.broadcast_add(&self.dt_bias)?)?;
+        let real = self.a.real()?;
+        let before = state.take();
+        let scan = ComplexScan::new(x, &delta, (&real, imag), b, c).reverse(reverse);
+        let scan = segments.into_iter().fold(scan, |scan, segments| scan.segments(segments));
+        let (y, after) = before.iter().fold(scan, |scan, s| scan.initial_state(s)).run_with_state()?;
+        *state = Some(after);
+        Ok(y)
+    }
+
+    /// `y · silu(z)` with the skip of `x`, before the gate or, with a forget gate, through what it keeps out.
+    fn skip_and_gate(&self, y: &Tensor, x: &Tensor, z: &Tensor) -> Result<Tensor> {
+        let skip = x.broadcast_mul(&self.d)?;
+        match self.forget_gate {
+            false => (y + skip)? * z.silu()?,
+            true => (y * z.silu()?)? + (skip * candle_nn::ops::sigmoid(&z.neg()?)?)?,
+        }
+    }
 }
 
-/// `-exp(A_log)` of a matrix that is not trained.
-fn fixed_state_matrix(a_log: &Tensor) -> Result<Option<Tensor>> {
-    match a_log.is_variable() {
-        true => Ok(None),
-        false => negative_exp(a_log).map(Some),
+/// The state matrix of all channels, `(d_inner, states)`: `-exp(A_log)`, and of complex states beside it `i·A_imag`.
+#[derive(Clone, Debug)]
+pub(crate) struct StateMatrix {
+    log: Tensor,
+    imag: Option<Tensor>,
+    /// `-exp(A_log)`, kept where it cannot change.
+    fixed: Option<Tensor>,
+}
+
+impl StateMatrix {
+    /// Parameters `A{suffix}_log` and, of complex states, `A{suffix}_imag` under `pb`.
+    pub(crate) fn new(d_inner: usize, cfg: &Mamba1Config, pb: &ParamBuilder, suffix: &str) -> Result<Self> {
+        let name = format!("A{suffix}_log");
+        let (log, imag) = match cfg.state_init {
+            // -(n + 1) stands on the diagonal of HiPPO-LegS, which is triangular.
+            StateInit::S4dReal | StateInit::HippoLegS => {
+                (pb.get_no_decay((d_inner, cfg.d_state), &name, Init::S4dReal)?, None)
+            }
+            StateInit::S4dLin => {
+                let poles = StateInit::S4dLin.poles(cfg.d_state / 2);
+                let shape = (d_inner, poles.len());
+                let column = |f: fn(&(f64, f64)) -> f64| Init::Rows(poles.iter().map(f).collect());
+                let imag = pb.get_no_decay(shape, &format!("A{suffix}_imag"), column(|p| p.1))?;
+                (pb.get_no_decay(shape, &name, column(|p| (-p.0).ln()))?, Some(imag))
+            }
+        };
+        let fixed = if log.is_variable() { None } else { Some(negative_exp(&log)?) };
+        Ok(Self { log, imag, fixed })
+    }
+
+    /// The real part.
+    fn real(&self) -> Result<Tensor> {
+        self.fixed.clone().map_or_else(|| negative_exp(&self.log), Ok)
     }
 }
 
@@ -470,7 +557,7 @@ mod tests {
             let cfg: Mamba1Config = serde_json::from_str(&json).unwrap();
             let params = Params::fresh(1, DType::F64, &Device::Cpu);
             let mixer = Mamba1::new(3, &cfg, 1, &params.builder())?;
-            for row in mixer.ssm().state_matrix()?.to_vec2::<f64>()? {
+            for row in mixer.ssm().a.real()?.to_vec2::<f64>()? {
                 for (n, a) in row.iter().enumerate() {
                     assert!((a + (n as f64 + 1.0)).abs() < 1e-12, "{name}: {a}");
                 }
@@ -481,8 +568,20 @@ mod tests {
         for (n, row) in legs.to_vec2::<f64>()?.iter().enumerate() {
             assert!(row[n] == -(n as f64 + 1.0) && row[n + 1..].iter().all(|a| *a == 0.0));
         }
-        let complex: Mamba1Config = serde_json::from_str(r#"{"state_init": "s4d_lin"}"#).unwrap();
-        assert!(complex.validate().unwrap_err().to_string().contains("whose states are complex"));
+        // complex states, as pairs: -1/2 + iπn
+        let cfg: Mamba1Config = serde_json::from_str(r#"{"d_state": 6, "state_init": "s4d_lin"}"#).unwrap();
+        let params = Params::fresh(1, DType::F64, &Device::Cpu);
+        let mixer = Mamba1::new(3, &cfg, 1, &params.builder())?;
+        let imag = mixer.ssm().a.imag.as_ref().unwrap().to_vec2::<f64>()?;
+        for (real, imag) in mixer.ssm().a.real()?.to_vec2::<f64>()?.iter().zip(&imag) {
+            assert!(real.len() == 3 && real.iter().all(|a| (a + 0.5).abs() < 1e-12));
+            assert_eq!(imag[..], [0.0, 1.0, 2.0].map(|n| n * std::f64::consts::PI));
+        }
+        let refused = |cfg: Mamba1Config| cfg.validate().unwrap_err().to_string();
+        assert!(
+            refused(Mamba1Config { d_state: 5, ..cfg.clone() }).contains("d_state is 5, expected an even")
+        );
+        assert!(refused(Mamba1Config { suppress_below: Some(0.5), ..cfg }).contains("for real states"));
         let old = serde_json::to_value(Mamba1Config::default()).unwrap();
         assert!(old.get("state_init").is_none() && old.get("suppress_below").is_none());
         Ok(())

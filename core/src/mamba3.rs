@@ -17,7 +17,7 @@
 
 use crate::mamba1::expect_possible;
 use crate::mixer::{MixerOf, Pass, Projections, Ssm};
-use crate::nn::Linear;
+use crate::nn::{Linear, softplus};
 use crate::{Error, Init, ParamBuilder};
 use candle_core::{D, Result, Tensor, bail};
 use mamba_kernels::{Norm, Segment, Segments, SelectiveScan, Ssd};
@@ -447,11 +447,6 @@ fn next_token(x: &Tensor, segments: &Segments, reverse: bool) -> Result<Tensor> 
     }
     let inside = Tensor::from_vec(inside, (batch, len, 1), x.device())?.broadcast_as(x.shape())?;
     inside.where_cond(&shifted, &x.zeros_like()?)
-}
-
-/// max(x, 0) + ln(1 + exp(-|x|)).
-fn softplus(x: &Tensor) -> Result<Tensor> {
-    x.relu()? + (x.abs()?.neg()?.exp()? + 1.0)?.log()?
 }
 
 /// The Mamba-3 mixer.

@@ -1,7 +1,8 @@
 //! What all mixers share: a projection in, something that mixes the tokens, a projection out; and the choice between them.
 //!
-//! [`Mamba1`](crate::Mamba1), [`Mamba2`](crate::Mamba2) and [`Mamba3`](crate::Mamba3) are [`MixerOf`] three kinds of
-//! [`Ssm`]. [`Mixer`] is any of them, as a [`MixerConfig`] says, so that a model leaves the choice to its config:
+//! [`Mamba1`](crate::Mamba1), [`Mamba2`](crate::Mamba2), [`Mamba3`](crate::Mamba3) and [`S4dMixer`](crate::S4dMixer) are
+//! [`MixerOf`] four kinds of [`Ssm`]. [`Mixer`] is any of them, as a [`MixerConfig`] says, so that a model leaves the choice to
+//! its config:
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor};
@@ -20,6 +21,7 @@ use crate::mamba2::{DualSsm, Mamba2Config, Mamba2State};
 use crate::mamba3::{Mamba3Config, Mamba3State, RotarySsm};
 use crate::memory::dense::{HiddenStates, SelectiveTransition};
 use crate::nn::Linear;
+use crate::s4d::{GatedS4d, S4dConfig, S4dState};
 use crate::{Error, Init, ParamBuilder};
 use candle_core::{Module, Result, Tensor, bail};
 use mamba_kernels::{Segments, team};
@@ -179,8 +181,8 @@ impl Mixer {
     }
 }
 
-/// Which mixer, and its hyper-parameters. In JSON the key `"type"` (`"mamba1"`, `"mamba2"`, `"mamba3"`), or mamba_ssm's
-/// `"layer"` (`"Mamba1"`, …), stands beside the hyper-parameters; without either it is Mamba-1, and so it is written.
+/// Which mixer, and its hyper-parameters. In JSON the key `"type"` (`"mamba1"`, `"mamba2"`, `"mamba3"`, `"s4d"`), or
+/// mamba_ssm's `"layer"` (`"Mamba1"`, …), stands beside the hyper-parameters; without either it is Mamba-1, and so it is written.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Map<String, Value>", into = "Map<String, Value>")]
 pub enum MixerConfig {
@@ -190,6 +192,8 @@ pub enum MixerConfig {
     Mamba2(Mamba2Config),
     /// [`crate::Mamba3`].
     Mamba3(Mamba3Config),
+    /// [`crate::S4dMixer`].
+    S4d(S4dConfig),
 }
 
 impl Default for MixerConfig {
@@ -199,21 +203,23 @@ impl Default for MixerConfig {
 }
 
 impl MixerConfig {
-    /// `"mamba1"`, `"mamba2"` or `"mamba3"`.
+    /// `"mamba1"`, `"mamba2"`, `"mamba3"` or `"s4d"`.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Mamba1(_) => "mamba1",
             Self::Mamba2(_) => "mamba2",
             Self::Mamba3(_) => "mamba3",
+            Self::S4d(_) => "s4d",
         }
     }
 
-    /// The class of mamba_ssm: `"Mamba1"`, `"Mamba2"` or `"Mamba3"`.
+    /// The class of mamba_ssm: `"Mamba1"`, `"Mamba2"` or `"Mamba3"`; `"S4D"`, which it does not have.
     pub fn layer(&self) -> &'static str {
         match self {
             Self::Mamba1(_) => "Mamba1",
             Self::Mamba2(_) => "Mamba2",
             Self::Mamba3(_) => "Mamba3",
+            Self::S4d(_) => "S4D",
         }
     }
 
@@ -223,6 +229,7 @@ impl MixerConfig {
             Self::Mamba1(cfg) => cfg.d_state,
             Self::Mamba2(cfg) => cfg.d_state,
             Self::Mamba3(cfg) => cfg.d_state,
+            Self::S4d(cfg) => cfg.d_state,
         }
     }
 
@@ -231,7 +238,7 @@ impl MixerConfig {
         match self {
             Self::Mamba1(cfg) => cfg.d_conv,
             Self::Mamba2(cfg) => cfg.d_conv,
-            Self::Mamba3(_) => 0,
+            Self::Mamba3(_) | Self::S4d(_) => 0,
         }
     }
 
@@ -241,6 +248,7 @@ impl MixerConfig {
             Self::Mamba1(cfg) => cfg.expand,
             Self::Mamba2(cfg) => cfg.expand,
             Self::Mamba3(cfg) => cfg.expand,
+            Self::S4d(cfg) => cfg.expand,
         }
     }
 
@@ -250,6 +258,7 @@ impl MixerConfig {
             Self::Mamba1(cfg) => cfg.bias,
             Self::Mamba2(cfg) => cfg.bias,
             Self::Mamba3(_) => false,
+            Self::S4d(cfg) => cfg.bias,
         }
     }
 
@@ -260,6 +269,7 @@ impl MixerConfig {
             Self::Mamba1(cfg) => cfg.size(d_model),
             Self::Mamba2(cfg) => cfg.size(d_model),
             Self::Mamba3(cfg) => cfg.size(d_model),
+            Self::S4d(cfg) => cfg.size(d_model),
         }
     }
 
@@ -269,6 +279,7 @@ impl MixerConfig {
             Self::Mamba1(cfg) => cfg.validate(),
             Self::Mamba2(cfg) => cfg.validate(),
             Self::Mamba3(cfg) => cfg.validate(),
+            Self::S4d(cfg) => cfg.validate(),
         }
     }
 
@@ -283,6 +294,7 @@ impl MixerConfig {
             Self::Mamba1(cfg) => serde_json::to_value(cfg),
             Self::Mamba2(cfg) => serde_json::to_value(cfg),
             Self::Mamba3(cfg) => serde_json::to_value(cfg),
+            Self::S4d(cfg) => serde_json::to_value(cfg),
         };
         match value {
             Ok(Value::Object(keys)) => keys,
@@ -309,6 +321,12 @@ impl From<Mamba3Config> for MixerConfig {
     }
 }
 
+impl From<S4dConfig> for MixerConfig {
+    fn from(cfg: S4dConfig) -> Self {
+        Self::S4d(cfg)
+    }
+}
+
 impl From<&Mamba1Config> for MixerConfig {
     fn from(cfg: &Mamba1Config) -> Self {
         Self::Mamba1(cfg.clone())
@@ -331,10 +349,10 @@ impl TryFrom<Map<String, Value>> for MixerConfig {
         let mut chosen: Option<String> = None;
         for (key, value) in kinds {
             let name = value.as_str().map(str::to_lowercase);
-            let known = name.filter(|name| ["mamba1", "mamba2", "mamba3"].contains(&name.as_str()));
+            let known = name.filter(|name| ["mamba1", "mamba2", "mamba3", "s4d"].contains(&name.as_str()));
             let Some(name) = known else {
                 return Err(Error::Config(format!(
-                    "{key} of the mixer is {value}, expected \"mamba1\", \"mamba2\" or \"mamba3\""
+                    "{key} of the mixer is {value}, expected \"mamba1\", \"mamba2\", \"mamba3\" or \"s4d\""
                 )));
             };
             if let Some(other) = chosen.filter(|other| *other != name) {
@@ -347,7 +365,8 @@ impl TryFrom<Map<String, Value>> for MixerConfig {
         match kind {
             "mamba1" => serde_json::from_value(settings).map(Self::Mamba1).map_err(bad),
             "mamba2" => serde_json::from_value(settings).map(Self::Mamba2).map_err(bad),
-            _ => serde_json::from_value(settings).map(Self::Mamba3).map_err(bad),
+            "mamba3" => serde_json::from_value(settings).map(Self::Mamba3).map_err(bad),
+            _ => serde_json::from_value(settings).map(Self::S4d).map_err(bad),
         }
     }
 }
@@ -371,6 +390,8 @@ pub enum AnySsm {
     Mamba2(DualSsm),
     /// Of [`crate::Mamba3`].
     Mamba3(RotarySsm),
+    /// Of [`crate::S4dMixer`].
+    S4d(GatedS4d),
 }
 
 /// The state of a [`Mixer`].
@@ -385,6 +406,8 @@ pub enum MixerState {
     Mamba2(Mamba2State),
     /// Of [`crate::Mamba3`].
     Mamba3(Mamba3State),
+    /// Of [`crate::S4dMixer`].
+    S4d(S4dState),
 }
 
 impl MixerState {
@@ -400,6 +423,7 @@ impl MixerState {
             Self::Mamba1(state) => Self::Mamba1(state.detach()),
             Self::Mamba2(state) => Self::Mamba2(state.detach()),
             Self::Mamba3(state) => Self::Mamba3(state.detach()),
+            Self::S4d(state) => Self::S4d(state.detach()),
         }
     }
 
@@ -410,6 +434,7 @@ impl MixerState {
             Self::Mamba1(_) => "mamba1",
             Self::Mamba2(_) => "mamba2",
             Self::Mamba3(_) => "mamba3",
+            Self::S4d(_) => "s4d",
         }
     }
 
@@ -422,6 +447,7 @@ impl MixerState {
             Self::Mamba3(Mamba3State { angle, ssm, k, v }) => {
                 vec![("angle", angle), ("ssm", ssm), ("k", k), ("v", v)]
             }
+            Self::S4d(S4dState { ssm }) => vec![("ssm", ssm)],
         };
         parts.into_iter().filter_map(|(name, part)| Some((name, part.as_ref()?))).collect()
     }
@@ -439,6 +465,7 @@ impl MixerState {
                 k: take("k"),
                 v: take("v"),
             }),
+            "s4d" => Self::S4d(S4dState { ssm: take("ssm") }),
             _ => return Err(Error::Config(format!("there is no mixer of kind {kind:?}"))),
         };
         match parts.keys().next() {
@@ -457,6 +484,7 @@ impl Ssm for AnySsm {
             MixerConfig::Mamba1(cfg) => SelectiveSsm::projections(d_model, cfg),
             MixerConfig::Mamba2(cfg) => DualSsm::projections(d_model, cfg),
             MixerConfig::Mamba3(cfg) => RotarySsm::projections(d_model, cfg),
+            MixerConfig::S4d(cfg) => GatedS4d::projections(d_model, cfg),
         }
     }
 
@@ -465,6 +493,7 @@ impl Ssm for AnySsm {
             MixerConfig::Mamba1(cfg) => Ok(Self::Mamba1(SelectiveSsm::create(d_model, cfg, pb)?)),
             MixerConfig::Mamba2(cfg) => Ok(Self::Mamba2(DualSsm::create(d_model, cfg, pb)?)),
             MixerConfig::Mamba3(cfg) => Ok(Self::Mamba3(RotarySsm::create(d_model, cfg, pb)?)),
+            MixerConfig::S4d(cfg) => Ok(Self::S4d(GatedS4d::create(d_model, cfg, pb)?)),
         }
     }
 
@@ -473,6 +502,7 @@ impl Ssm for AnySsm {
             Self::Mamba1(ssm) => ssm.project(in_proj, x),
             Self::Mamba2(ssm) => ssm.project(in_proj, x),
             Self::Mamba3(ssm) => ssm.project(in_proj, x),
+            Self::S4d(ssm) => ssm.project(in_proj, x),
         }
     }
 
@@ -488,6 +518,7 @@ impl Ssm for AnySsm {
             Self::Mamba3(ssm) => {
                 ssm.mix(projected, Pass { segments, reverse, state: state_of!(state, Mamba3) })
             }
+            Self::S4d(ssm) => ssm.mix(projected, Pass { segments, reverse, state: state_of!(state, S4d) }),
         }
     }
 }

@@ -223,6 +223,11 @@ pub(crate) fn negative_exp(x: &Tensor) -> Result<Tensor> {
     widen(x)?.exp()?.neg()
 }
 
+/// ln(1 + exp(x)) without overflow: max(x, 0) + ln(1 + exp(-|x|)).
+pub(crate) fn softplus(x: &Tensor) -> Result<Tensor> {
+    x.relu()? + (x.abs()?.neg()?.exp()? + 1.0)?.log()?
+}
+
 /// Mean cross-entropy in nats of `logits` `(…, classes)` against `targets` `(…)` u32, over the targets that are not
 /// `ignore_index`; that of half precision is computed in f32. With none left the loss is 0.
 pub fn cross_entropy(logits: &Tensor, targets: &Tensor, ignore_index: Option<u32>) -> Result<Tensor> {

@@ -63,6 +63,15 @@ impl Tokenizer {
         Ok(self.0.encode_fast(text, true).map_err(Error::other)?.get_ids().to_vec())
     }
 
+    /// A long text to tokens, line by line, so that time and memory grow with its length only; without special tokens.
+    pub fn encode_lines(&self, text: &str) -> Result<Vec<u32>> {
+        let mut tokens = Vec::new();
+        for line in text.split_inclusive('\n') {
+            tokens.extend_from_slice(self.0.encode_fast(line, false).map_err(Error::other)?.get_ids());
+        }
+        Ok(tokens)
+    }
+
     /// Tokens to text, without special tokens.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
         self.0.decode(tokens, true).map_err(Error::other)

@@ -10,9 +10,10 @@ use mamba_core::mixer::Pass;
 use mamba_core::nn::NormKind;
 use mamba_core::{
     Backbone, BackboneConfig, BackboneState, Error, Mamba1, Mamba1Config, Mamba2Config, Mamba3Config, Mixer,
-    MixerConfig, MixerState, Params,
+    MixerConfig, MixerState, Params, S4dConfig, StateInit,
 };
 use mamba_kernels::Segments;
+use mamba_kernels::testing::expect_gradients_match_differences;
 use models::*;
 use proptest::prelude::*;
 
@@ -69,19 +70,42 @@ fn mamba3_configs() -> Vec<(usize, Mamba3Config)> {
     ]
 }
 
+/// Complex states: of Mamba-1 and of S4D.
+fn complex_configs() -> Vec<(usize, MixerConfig)> {
+    let mamba1 = Mamba1Config { d_state: 6, state_init: StateInit::S4dLin, ..Default::default() };
+    let s4d = S4dConfig { d_state: 6, ..Default::default() };
+    vec![
+        (9, mamba1.clone().into()),
+        (3, Mamba1Config { d_state: 2, forget_gate: true, bias: true, d_conv: 1, ..mamba1 }.into()),
+        (9, s4d.clone().into()),
+        (5, S4dConfig { d_state: 34, state_init: StateInit::HippoLegS, bias: true, ..s4d.clone() }.into()),
+        (1, S4dConfig { d_state: 2, expand: 1, state_init: StateInit::S4dReal, ..s4d }.into()),
+    ]
+}
+
 const LIMIT: DtLimit = DtLimit { lo: 0.3, hi: 0.9 };
 
 fn configs() -> impl Iterator<Item = (usize, MixerConfig)> {
     let ones = mamba1_configs().map(|(d, cfg)| (d, cfg.into()));
     let twos = mamba2_configs().into_iter().map(|(d, cfg)| (d, cfg.into()));
     let threes = mamba3_configs().into_iter().map(|(d, cfg)| (d, cfg.into()));
-    ones.chain(twos).chain(threes)
+    ones.chain(twos).chain(threes).chain(complex_configs())
 }
 
-/// Mid-sized mixers for what does not depend on the shape.
+/// A mid-sized mixer of every kind, for what does not depend on the shape.
 fn usual() -> Vec<(usize, MixerConfig)> {
+    let mamba1 = Mamba1Config { d_state: 6, bias: true, ..Default::default() };
+    let complex = Mamba1Config { state_init: StateInit::S4dLin, ..mamba1.clone() };
     let mamba2 = Mamba2Config { d_state: 6, headdim: 5, ngroups: 2, bias: true, ..Default::default() };
-    vec![(10, Mamba1Config { d_state: 6, bias: true, ..Default::default() }.into()), (10, mamba2.into())]
+    let mamba3 = Mamba3Config { d_state: 6, headdim: 5, ngroups: 2, ..Default::default() };
+    let s4d = S4dConfig { d_state: 6, bias: true, ..Default::default() };
+    vec![
+        (10, mamba1.into()),
+        (10, mamba2.into()),
+        (10, mamba3.into()),
+        (10, s4d.into()),
+        (10, complex.into()),
+    ]
 }
 
 /// The outputs of chunks that end at `ends`, and the state after them.
@@ -319,6 +343,96 @@ fn truncated_back_propagation(d_model: usize, cfg: &MixerConfig) -> Result<()> {
     Ok(())
 }
 
+/// A state of the given kind for so many sequences that no sequence need have led to.
+fn any_state(mixer: &Mixer, d_model: usize, sequences: usize, seed: u64) -> Result<MixerState> {
+    let mut state = MixerState::new();
+    mixer.forward_with(&random(&[sequences, 3, d_model], seed, DType::F64)?, None, Some(&mut state))?;
+    let moved = state.parts().into_iter().map(|(name, x)| {
+        let noise = random(x.dims(), seed + 1, DType::F64)?;
+        Ok((name.to_string(), (x.detach() + (noise * 0.5)?)?))
+    });
+    let moved = moved.collect::<Result<_>>()?;
+    MixerState::from_parts(state.kind(), moved).map_err(candle_core::Error::wrap)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn a_prefill_of_any_length_from_any_state_is_its_steps(len in 1usize..70, cut in 0.0f64..1.0, seed in 0u64..1000) {
+        for (d_model, cfg) in usual() {
+            let (_, mixer) = perturbed_mixer(d_model, &cfg, DType::F64).unwrap();
+            let x = random(&[2, len, d_model], seed, DType::F64).unwrap();
+            let start = any_state(&mixer, d_model, 2, seed + 5).unwrap();
+            let (mut whole, mut chunks, mut steps) = (start.clone(), start.clone(), start);
+            let y = mixer.forward_with(&x, None, Some(&mut whole)).unwrap();
+            for t in 0..len {
+                let step = mixer.step(&tokens(&x, t, t + 1).squeeze(1).unwrap(), &mut steps).unwrap();
+                assert_close(&format!("{}, step {t}", cfg.kind()), &step.unsqueeze(1).unwrap(), &tokens(&y, t, t + 1), 1e-11);
+            }
+            assert_states_close(cfg.kind(), &steps, &whole, 1e-11);
+            let cut = (cut * len as f64) as usize;
+            for (from, to) in [(0, cut), (cut, len)].into_iter().filter(|(from, to)| from < to) {
+                let part = mixer.forward_with(&tokens(&x, from, to), None, Some(&mut chunks)).unwrap();
+                assert_close(&format!("{}, chunk", cfg.kind()), &part, &tokens(&y, from, to), 1e-11);
+            }
+            assert_states_close(cfg.kind(), &chunks, &whole, 1e-11);
+        }
+    }
+
+    #[test]
+    fn sequences_of_one_batch_go_on_from_their_own_states(
+        lengths in proptest::collection::vec(1usize..30, 1..5), padding in 0usize..5, seed in 0u64..1000,
+    ) {
+        for (d_model, cfg) in usual() {
+            let (_, mixer) = perturbed_mixer(d_model, &cfg, DType::F64).unwrap();
+            let starts = any_state(&mixer, d_model, lengths.len(), seed).unwrap();
+            let sequences: Vec<Tensor> =
+                lengths.iter().map(|&n| random(&[1, n, d_model], seed + n as u64, DType::F64).unwrap()).collect();
+            let alone: Vec<(Tensor, MixerState)> = sequences.iter().enumerate().map(|(i, x)| {
+                let mut state = state_of_sequence(&starts, i);
+                (mixer.forward_with(x, None, Some(&mut state)).unwrap(), state)
+            }).collect();
+            let len = lengths.iter().max().unwrap() + padding;
+            let padded: Vec<Tensor> = sequences.iter().map(|x| pad(x, len, false).unwrap()).collect();
+            let mut ends = vec![0];
+            lengths.iter().for_each(|n| ends.push(ends[ends.len() - 1] + n));
+            let arrangements = [
+                (Tensor::cat(&padded, 0).unwrap(), Segments::right_padded(len, &lengths).unwrap()),
+                (Tensor::cat(&sequences, 1).unwrap(), Segments::packed(&ends).unwrap()),
+            ];
+            for (x, segments) in arrangements {
+                let mut state = starts.clone();
+                let y = mixer.forward_with(&x, Some(&segments), Some(&mut state)).unwrap();
+                for (i, (segment, (want, want_state))) in segments.iter().zip(&alone).enumerate() {
+                    let got = tokens(&y.narrow(0, segment.row, 1).unwrap(), segment.start, segment.end);
+                    assert_close(cfg.kind(), &got, want, 1e-11);
+                    assert_states_close(cfg.kind(), &state_of_sequence(&state, i), want_state, 1e-11);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_to_the_incoming_state_match_finite_differences() -> Result<()> {
+    for (d_model, cfg) in usual() {
+        let (_, mixer) = perturbed_mixer(d_model, &cfg, DType::F64)?;
+        let x = random(&[2, 5, d_model], 3, DType::F64)?;
+        let start = any_state(&mixer, d_model, 2, 4)?;
+        let names: Vec<&str> = start.parts().into_iter().map(|(name, _)| name).collect();
+        let parts: Vec<Tensor> = start.parts().into_iter().map(|(_, part)| part.clone()).collect();
+        let f = |parts: &[Tensor]| -> Result<Tensor> {
+            let named = names.iter().map(|name| name.to_string()).zip(parts.iter().cloned()).collect();
+            let mut state = MixerState::from_parts(start.kind(), named).map_err(candle_core::Error::wrap)?;
+            let y = mixer.forward_with(&x, None, Some(&mut state))?;
+            (&y * random(y.dims(), 77, DType::F64)?)?.sum_all()? + state_sum(&state)?
+        };
+        expect_gradients_match_differences(&names, &parts, f)?;
+    }
+    Ok(())
+}
+
 #[test]
 fn parameters_have_upstream_names_and_shapes() -> Result<()> {
     let shapes = |cfg: &Mamba1Config| -> Result<Vec<(String, Vec<usize>)>> {
@@ -475,10 +589,13 @@ fn backbone_of(
 #[test]
 fn a_backbone_in_steps_chunks_or_packed_equals_the_whole() -> Result<()> {
     const LEN: usize = 9;
-    for norm in [NormKind::Rms, NormKind::Layer] {
-        for (dtype, tolerance) in TOLERANCES {
-            let (_, model) = backbone(norm, 12, dtype)?;
-            let x = random(&[2, LEN, 12], 3, dtype)?;
+    for ((d_model, mixer), norm) in
+        usual().into_iter().zip([NormKind::Rms, NormKind::Layer].into_iter().cycle())
+    {
+        // errors of three layers add up
+        for (dtype, tolerance) in TOLERANCES.map(|(dtype, tolerance)| (dtype, 4.0 * tolerance)) {
+            let (_, model) = backbone_of(mixer.clone(), norm, d_model, dtype)?;
+            let x = random(&[2, LEN, d_model], 3, dtype)?;
             let whole = model.forward(&x)?;
             let mut state = BackboneState::new();
             let steps =
@@ -556,6 +673,8 @@ fn a_mixers_type_stands_in_its_config() {
         (r#"{"type": "mamba2", "headdim": 3}"#, "mamba2"),
         (r#"{"layer": "Mamba2", "ngroups": 3, "dt_limit": [0.0, null]}"#, "mamba2"),
         (r#"{"type": "mamba3", "rope_fraction": 1.0}"#, "mamba3"),
+        (r#"{"type": "s4d", "state_init": "hippo_legs"}"#, "s4d"),
+        (r#"{"state_init": "s4d_lin"}"#, "mamba1"),
     ] {
         let cfg = parse(json).unwrap();
         assert_eq!(cfg.kind(), kind, "{json}");

@@ -4,6 +4,7 @@
 pub mod causal_conv1d;
 #[cfg(feature = "testing")]
 pub mod ceilings;
+pub mod complex_scan;
 pub mod conv2d;
 pub mod cross_entropy;
 mod fused;
@@ -24,6 +25,7 @@ pub mod testing;
 pub mod top_k;
 
 pub use causal_conv1d::{CausalConv1d, causal_conv1d_update};
+pub use complex_scan::ComplexScan;
 pub use conv2d::{Conv2d, conv_transpose2d, conv2d};
 pub use cross_entropy::linear_cross_entropy;
 pub use gelu::gelu;

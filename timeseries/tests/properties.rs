@@ -48,7 +48,7 @@ fn models() -> Vec<(&'static str, ModelConfig)> {
         channel_independent: apart,
         ..Default::default()
     };
-    let ts = MambaTsConfig { e_layers: 2, patch_len: 8, ssm_cfg: mamba1.clone(), ..Default::default() };
+    let ts = MambaTsConfig { e_layers: 2, patch_len: 8, ssm_cfg: mamba1.into(), ..Default::default() };
     let tslib = |e_layers| TslibConfig {
         d_model: 16,
         e_layers,
@@ -57,6 +57,14 @@ fn models() -> Vec<(&'static str, ModelConfig)> {
         ..Default::default()
     };
     vec![
+        (
+            "mamba-ts, mamba-2",
+            ModelConfig::MambaTs(MambaTsConfig { ssm_cfg: dual.clone().into(), ..ts.clone() }),
+        ),
+        (
+            "mamba, mamba-2",
+            ModelConfig::TslibMamba(TslibConfig { ssm_cfg: dual.clone().into(), ..tslib(None) }),
+        ),
         ("s-mamba, mamba-2", ModelConfig::SMamba(SMambaConfig { ssm_cfg: dual.clone().into(), ..s.clone() })),
         (
             "bi-mamba+, apart, mamba-2",

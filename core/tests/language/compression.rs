@@ -1,16 +1,13 @@
 //! Fewer states for a trained model: what it costs, and what training it on gives back.
 
 use super::*;
-use mamba_core::memory::compress::reduce_mamba1;
+use mamba_core::memory::compress::compress;
 use mamba_core::nn::cross_entropy;
 use mamba_core::optim::{AdamW, AdamWConfig, Gradients};
+use mamba_core::{MixerConfig, S4dConfig};
 
-fn mixer(d_state: usize) -> Mamba1Config {
-    Mamba1Config { d_state, ..Default::default() }
-}
-
-fn with_states(d_state: usize) -> LmConfig {
-    LmConfig { d_intermediate: 0, ssm_cfg: mixer(d_state).into(), ..config(true) }
+fn model_of(mixer: &MixerConfig) -> LmConfig {
+    LmConfig { d_intermediate: 0, ssm_cfg: mixer.into(), ..config(true) }
 }
 
 /// Sequences that repeat with a period of 3 to 5.
@@ -39,42 +36,53 @@ fn score(lm: &MambaLm) -> Result<f32> {
 
 #[test]
 fn half_the_states_cost_little_after_training_on() -> mamba_core::Result<()> {
+    for mixer in [
+        Mamba1Config { d_state: 8, ..Default::default() }.into(),
+        S4dConfig { d_state: 16, ..Default::default() }.into(),
+    ] {
+        comes_down_to_half(&mixer)?;
+    }
+    Ok(())
+}
+
+fn comes_down_to_half(mixer: &MixerConfig) -> mamba_core::Result<()> {
+    let (kind, states) = (mixer.kind(), mixer.d_state());
     let params = Params::fresh(3, DType::F32, &CPU);
-    let lm = MambaLm::new(&with_states(8), &params.builder())?;
+    let lm = MambaLm::new(&model_of(mixer), &params.builder())?;
     let untrained = score(&lm)?;
     train(&params, &lm, 120, 1)?;
     let before = score(&lm)?;
 
     let mut tensors = params.to_tensors();
-    let reductions = reduce_mamba1(&mut tensors, &mixer(8), 4)?;
-    assert_eq!(reductions.len(), 2);
+    let (half, reductions) = compress(&mut tensors, mixer, states / 2)?;
+    assert_eq!((half.d_state(), half.kind(), reductions.len()), (states / 2, kind, 2));
     for r in &reductions {
-        let least = r.kept.iter().map(|&k| r.worth[k]).fold(f64::INFINITY, f64::min);
-        let dropped = (0..8).filter(|k| !r.kept.contains(k)).map(|k| r.worth[k]);
-        assert!(r.kept.len() == 4 && dropped.fold(0.0, f64::max) <= least, "{r:?}");
+        assert!(
+            r.hankel.len() == states && r.hankel.windows(2).all(|w| w[0] >= w[1] && w[1] >= 0.0),
+            "{r:?}"
+        );
+        assert!(r.dropped(states / 2) < 0.5 && r.dropped(states) == 0.0 && r.dropped(0) == 1.0, "{r:?}");
+        assert_eq!(r.kept.as_ref().map(Vec::len), (kind == "mamba1").then_some(states / 2));
     }
     let small = Params::trainable(tensors, 0, DType::F32, &CPU);
-    let reduced = MambaLm::new(&with_states(4), &small.builder())?;
+    let reduced = MambaLm::new(&model_of(&half), &small.builder())?;
     small.check()?;
     let after = score(&reduced)?;
     train(&small, &reduced, 40, 2)?;
     let again = score(&reduced)?;
     println!(
-        "loss {untrained:.3} untrained, {before:.3} with 8 states, {after:.3} with 4, {again:.3} trained on"
+        "{kind}: loss {untrained:.3} untrained, {before:.3} with {states} states, {after:.3} with half, {again:.3} trained on"
     );
     assert!(before < 0.8 * untrained, "{before}, {untrained} untrained");
     assert!(after < untrained, "{after}, {untrained} untrained");
-    assert!(again < before * 1.05, "{again} with 4 states, {before} with 8");
+    assert!(again < before * 1.05, "{again} with half the states, {before} with all");
 
     let mut all = params.to_tensors();
-    reduce_mamba1(&mut all, &mixer(8), 8)?;
+    compress(&mut all, mixer, states)?;
     let same = Params::frozen(all, DType::F32, &CPU);
-    assert_eq!(
-        score(&MambaLm::new(&with_states(8), &same.builder())?)?,
-        before,
-        "keeping all changes nothing"
-    );
-    let error = reduce_mamba1(&mut params.to_tensors(), &mixer(8), 9).unwrap_err().to_string();
-    assert_eq!(error, "cannot reduce 8 states to 9");
+    let same = score(&MambaLm::new(&model_of(mixer), &same.builder())?)?;
+    assert!((same - before).abs() < 1e-5, "{same}, {before}: keeping all changes nothing");
+    let error = compress(&mut params.to_tensors(), mixer, states + 1).unwrap_err().to_string();
+    assert_eq!(error, format!("cannot reduce {states} states to {}", states + 1));
     Ok(())
 }

@@ -3,10 +3,11 @@
 use super::CPU;
 use candle_core::{D, DType, Device, Result, Tensor};
 use mamba_core::lm::{LmConfig, MambaLm};
-use mamba_core::{BackboneState, checkpoint};
+use mamba_core::{BackboneState, Checkpoint, WeightFormat, checkpoint};
 use mamba_kernels::testing::expect_close;
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 /// `$MAMBA_CHECKPOINTS/protmamba_example`, if there is one.
 fn folder() -> Option<PathBuf> {
@@ -19,15 +20,22 @@ fn folder() -> Option<PathBuf> {
     Some(folder)
 }
 
-/// The model, the reference tensors and the reference's own config.
-fn load() -> Option<(MambaLm, std::collections::BTreeMap<String, Tensor>, Value)> {
-    let folder = folder()?;
-    let mut stored = checkpoint::load_dir(&folder).unwrap();
+/// The checkpoint, the reference tensors and the number of sequences they hold.
+fn stored(folder: &Path) -> (Checkpoint, BTreeMap<String, Tensor>, usize) {
+    let mut stored = checkpoint::load_dir(folder).unwrap();
     let reference = checkpoint::load_safetensors(folder.join("reference.safetensors")).unwrap().0;
-    let config = stored.config.clone();
+    let items = stored.config["items"].as_array().unwrap().len();
     let known = serde_json::to_value(LmConfig::default()).unwrap();
-    let keep = config.as_object().unwrap().iter().filter(|(key, _)| known.get(key).is_some());
+    let keep = stored.config.as_object().unwrap().iter().filter(|(key, _)| known.get(key).is_some());
     stored.config = Value::Object(keep.map(|(k, v)| (k.clone(), v.clone())).collect());
+    (stored, reference, items)
+}
+
+/// The model, the reference tensors and the reference's own config.
+fn load() -> Option<(MambaLm, BTreeMap<String, Tensor>, Value)> {
+    let folder = folder()?;
+    let config = checkpoint::read_json(&folder.join("config.json")).unwrap();
+    let (stored, reference, _) = stored(&folder);
     Some((MambaLm::load(stored, DType::F32, &CPU).unwrap(), reference, config))
 }
 
@@ -70,6 +78,43 @@ fn logits_hidden_states_and_likelihoods_are_those_of_the_reference() -> Result<(
         expect_close(&format!("residual after layer {layer}"), &got.squeeze(0)?, want, 2e-5)?;
     }
     expect_close("final norm", &hidden[layers].squeeze(0)?, &reference["0.final_norm"], 5e-5)
+}
+
+/// What small weights cost a real model: its logits, and the loss over the seven sequences in nats per token.
+#[test]
+fn small_weights_hardly_change_logits_and_loss() -> Result<()> {
+    let Some(folder) = folder() else { return Ok(()) };
+    let (stored, reference, items) = stored(&folder);
+    let measure = |format: WeightFormat| -> Result<(Vec<Tensor>, f64)> {
+        let lm =
+            MambaLm::load_as(stored.clone(), format, DType::F32, &CPU).map_err(candle_core::Error::wrap)?;
+        let (mut all, mut sum, mut count) = (Vec::new(), 0.0, 0);
+        for i in 0..items {
+            let ids = &reference[&format!("{i}.input_ids")];
+            let logits = lm.forward(&row(ids)?)?.squeeze(0)?;
+            let likelihoods = token_log_probabilities(&logits, ids)?;
+            sum -= f64::from(likelihoods.sum_all()?.to_scalar::<f32>()?);
+            count += likelihoods.dim(0)?;
+            all.push(logits.flatten_all()?);
+        }
+        Ok((all, sum / count as f64))
+    };
+    let (want, full) = measure(WeightFormat::Full)?;
+    let want = Tensor::cat(&want, 0)?;
+    println!("loss {full:.4} with full weights");
+    // measured: 5.8e-3, 7.7e-4 and 2.1e-2 of the largest logit
+    for (format, logit_bound, loss_bound) in
+        [(WeightFormat::Bf16, 2e-2, 2e-3), (WeightFormat::F16, 3e-3, 3e-4), (WeightFormat::Int8, 6e-2, 1e-2)]
+    {
+        let (got, loss) = measure(format)?;
+        let error = mamba_kernels::testing::relative_error(&Tensor::cat(&got, 0)?, &want)?;
+        println!("{format}: logits {error:.1e}, loss {loss:.4}, {:+.1e}", loss - full);
+        assert!(
+            error < logit_bound && (loss - full).abs() < loss_bound,
+            "{format}: {error:.2e}, {loss}, {full}"
+        );
+    }
+    Ok(())
 }
 
 #[test]

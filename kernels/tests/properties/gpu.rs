@@ -10,7 +10,8 @@ use crate::support::{
     fill_padding, message,
 };
 use crate::{
-    causal_conv1d as conv, conv2d, cross_entropy, instance_norm, linear, norm, selective_scan as scan, ssd,
+    causal_conv1d as conv, complex_scan, conv2d, cross_entropy, instance_norm, linear, norm,
+    selective_scan as scan, ssd,
 };
 use candle_core::{DType, Device, Result, Tensor};
 use mamba_kernels::testing::{Emulation, device, expect_close};
@@ -405,6 +406,11 @@ fn ops_that_are_composed_match_their_references() -> Result<()> {
     let gelu = |x: &[Tensor]| Ok(vec![mamba_kernels::gelu(&x[0])?]);
     let of_gelu = |x: &[Tensor]| Ok(vec![mamba_kernels::gelu::reference::gelu(&x[0])?]);
     expect_gpu("gelu", &["x"], &conv::full(1, 7, 5, 2).inputs()?[..1], &[], types, gelu, of_gelu)?;
+
+    let case = complex_scan::full(1, 5, 3, 2);
+    let op = |x: &[Tensor]| case.kernel(x);
+    let of_op = |x: &[Tensor]| case.reference(x);
+    expect_gpu("complex scan", &complex_scan::NAMES, &case.inputs()?, &[1, 2, 3, 4, 5, 6], types, op, of_op)?;
 
     let x = instance_norm::inputs(&[2, 5, 3, 4])?;
     let op = |x: &[Tensor]| Ok(vec![mamba_kernels::instance_norm(&x[0], &x[1], &x[2], Some(&x[3]), 1e-5)?]);

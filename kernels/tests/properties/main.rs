@@ -3,6 +3,7 @@
 
 mod causal_conv1d;
 mod compact;
+mod complex_scan;
 mod conv2d;
 mod cross_entropy;
 mod gelu;

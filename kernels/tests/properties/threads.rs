@@ -1,7 +1,9 @@
 //! Same inputs, same bits, whatever the number of threads, forward and backward.
 
 use crate::support::{Arrangement, Evaluated, evaluate, expect_same_bits};
-use crate::{causal_conv1d, conv2d, cross_entropy, instance_norm, linear, norm, selective_scan, ssd};
+use crate::{
+    causal_conv1d, complex_scan, conv2d, cross_entropy, instance_norm, linear, norm, selective_scan, ssd,
+};
 use candle_core::{DType, Result, Tensor};
 use rayon::ThreadPoolBuilder;
 
@@ -45,6 +47,17 @@ fn scans_give_the_same_bits() -> Result<()> {
         expect_same_bits_on_any_pool(&format!("{case:?}"), &selective_scan::NAMES, &x, |x| case.kernel(x))?;
         let x = crate::support::cast(&x, DType::F64)?;
         expect_same_bits_on_any_pool(&format!("{case:?}"), &selective_scan::NAMES, &x, |x| case.kernel(x))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn complex_scans_give_the_same_bits() -> Result<()> {
+    use complex_scan::{Case, NAMES, full};
+    let cases = [full(3, 200, 236, 5), Case { constant: [true; 3], reverse: true, ..full(1, 3000, 20, 4) }];
+    for case in cases {
+        let x = case.inputs()?;
+        expect_same_bits_on_any_pool(&format!("{case:?}"), &NAMES, &x, |x| case.kernel(x))?;
     }
     Ok(())
 }

@@ -69,7 +69,8 @@ impl ModelConfig {
         match self {
             Self::Mamba4Rec(cfg) => Some(&mut cfg.mixer),
             Self::EchoMamba4Rec(cfg) => Some(&mut cfg.mixer),
-            Self::SasRec(_) | Self::RecMamba(_) => None,
+            Self::RecMamba(cfg) => Some(&mut cfg.mixer),
+            Self::SasRec(_) => None,
         }
     }
 

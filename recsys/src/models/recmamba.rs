@@ -11,7 +11,7 @@
 use super::parts::{Dropout, INIT_STD};
 use candle_core::{Module, Result, Tensor, bail};
 use mamba_core::nn::Embedding;
-use mamba_core::{Error, Init, Mamba1, Mamba1Config, ParamBuilder, Rng};
+use mamba_core::{Error, Init, Mamba1Config, Mixer, MixerConfig, ParamBuilder, Rng};
 use mamba_kernels::Segments;
 use serde::{Deserialize, Serialize};
 
@@ -24,12 +24,12 @@ pub struct RecMambaConfig {
     /// Dropout of the embedding while training.
     pub dropout_prob: f64,
     /// The mixer.
-    pub mixer: Mamba1Config,
+    pub mixer: MixerConfig,
 }
 
 impl Default for RecMambaConfig {
     fn default() -> Self {
-        let mixer = Mamba1Config { d_state: 32, ..Mamba1Config::default() };
+        let mixer = Mamba1Config { d_state: 32, ..Mamba1Config::default() }.into();
         Self { hidden_size: 64, dropout_prob: 0.2, mixer }
     }
 }
@@ -50,7 +50,7 @@ impl RecMambaConfig {
 pub struct RecMamba {
     item_embedding: Embedding,
     position_embedding: Embedding,
-    mamba: Mamba1,
+    mamba: Mixer,
     dropout_prob: f64,
 }
 
@@ -66,7 +66,7 @@ impl RecMamba {
         Ok(Self {
             item_embedding: table("item_embedding", n_items)?,
             position_embedding: table("position_embedding", max_length)?,
-            mamba: Mamba1::new(d, &cfg.mixer, 1, &pb.pp("mamba"))?,
+            mamba: Mixer::new(d, &cfg.mixer, 1, &pb.pp("mamba"))?,
             dropout_prob: cfg.dropout_prob,
         })
     }

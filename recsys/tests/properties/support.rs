@@ -45,11 +45,20 @@ pub(crate) fn small_echo() -> ModelConfig {
 
 /// Every model, small.
 pub(crate) fn small_models() -> Vec<ModelConfig> {
-    let mut recmamba = RecMambaConfig { hidden_size: 16, ..RecMambaConfig::default() };
-    recmamba.mixer.d_state = 4;
+    let recmamba =
+        |mixer| ModelConfig::RecMamba(RecMambaConfig { hidden_size: 16, mixer, ..RecMambaConfig::default() });
+    let mamba1 = recmamba(Mamba1Config { d_state: 4, ..Mamba1Config::default() }.into());
+    let mamba2 = recmamba(Mamba2Config { d_state: 4, headdim: 8, ..Mamba2Config::default() }.into());
     let sasrec = SasRecConfig { hidden_size: 16, inner_size: 32, ..SasRecConfig::default() };
-    let (recmamba, sasrec) = (ModelConfig::RecMamba(recmamba), ModelConfig::SasRec(sasrec));
-    vec![small_config(1), small_config(2), small_mamba2(), recmamba, sasrec, small_echo()]
+    vec![
+        small_config(1),
+        small_config(2),
+        small_mamba2(),
+        mamba1,
+        mamba2,
+        ModelConfig::SasRec(sasrec),
+        small_echo(),
+    ]
 }
 
 pub(crate) fn fresh(cfg: &ModelConfig, n_items: usize, dtype: DType) -> (Model, Params) {

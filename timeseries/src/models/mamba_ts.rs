@@ -16,7 +16,7 @@
 use super::layers::{Input, Sizes, WindowNorm, drop};
 use candle_core::{DType, Module, Result, Tensor, bail};
 use mamba_core::nn::{Linear, Norm, NormKind};
-use mamba_core::{Error, Init, Mamba1Config, ParamBuilder, Params, Rng};
+use mamba_core::{Error, Init, Mamba1Config, Mixer, MixerConfig, ParamBuilder, Params, Rng};
 use mamba_kernels::SelectiveScan;
 use serde::{Deserialize, Serialize};
 
@@ -30,15 +30,15 @@ pub struct MambaTsConfig {
     pub e_layers: usize,
     /// Steps in a patch; patches do not overlap, and what does not fill one at the beginning of a window is not seen.
     pub patch_len: usize,
-    /// The mixers, whose convolution is left out.
-    pub ssm_cfg: Mamba1Config,
-    /// Dropout on Δ, B and C.
+    /// The mixers. The convolution of Mamba-1 is left out, as in the paper; other mixers are taken as they are.
+    pub ssm_cfg: MixerConfig,
+    /// Dropout on Δ, B and C of Mamba-1, on the output of other mixers.
     pub dropout: f64,
 }
 
 impl Default for MambaTsConfig {
     fn default() -> Self {
-        Self { d_model: 16, e_layers: 3, patch_len: 48, ssm_cfg: Mamba1Config::default(), dropout: 0.3 }
+        Self { d_model: 16, e_layers: 3, patch_len: 48, ssm_cfg: MixerConfig::default(), dropout: 0.3 }
     }
 }
 
@@ -51,8 +51,8 @@ impl MambaTsConfig {
                 self.patch_len, sizes.seq_len
             )));
         }
-        if self.ssm_cfg.forget_gate {
-            return Err(Error::Config("mamba-ts has no forget gate".into()));
+        if let MixerConfig::Mamba1(ssm) = &self.ssm_cfg {
+            ssm.expect_plain("the Mamba-1 of mamba-ts")?;
         }
         self.ssm_cfg.validate_for(self.d_model)
     }
@@ -72,8 +72,7 @@ struct TemporalMamba {
 }
 
 impl TemporalMamba {
-    fn new(cfg: &MambaTsConfig, pb: &ParamBuilder) -> Result<Self> {
-        let ssm = &cfg.ssm_cfg;
+    fn new(cfg: &MambaTsConfig, ssm: &Mamba1Config, pb: &ParamBuilder) -> Result<Self> {
         let (d_inner, n, rank) = (ssm.d_inner(cfg.d_model), ssm.d_state, ssm.dt_rank.resolve(cfg.d_model));
         let bound = (rank as f64).powf(-0.5) * ssm.dt_scale;
         let dt_bias = Init::DtBias { min: ssm.dt_min, max: ssm.dt_max, floor: ssm.dt_init_floor };
@@ -105,11 +104,38 @@ impl TemporalMamba {
     }
 }
 
+/// The mixer of a layer.
+#[derive(Clone, Debug)]
+enum LayerMixer {
+    Temporal(TemporalMamba),
+    Plain { mixer: Box<Mixer>, dropout: f64 },
+}
+
+impl LayerMixer {
+    fn new(cfg: &MambaTsConfig, pb: &ParamBuilder) -> Result<Self> {
+        Ok(match &cfg.ssm_cfg {
+            MixerConfig::Mamba1(ssm) => Self::Temporal(TemporalMamba::new(cfg, ssm, pb)?),
+            other => Self::Plain {
+                mixer: Box::new(Mixer::new(cfg.d_model, other, cfg.e_layers, pb)?),
+                dropout: cfg.dropout,
+            },
+        })
+    }
+
+    /// `(B, L, d)` → `(B, L, d)`.
+    fn forward(&self, x: &Tensor, rng: &mut Option<Rng>) -> Result<Tensor> {
+        match self {
+            Self::Temporal(mamba) => mamba.forward(x, rng),
+            Self::Plain { mixer, dropout } => drop(&mixer.forward(x)?, *dropout, rng),
+        }
+    }
+}
+
 /// MambaTS.
 #[derive(Clone, Debug)]
 pub struct MambaTs {
     embedding: Linear,
-    layers: Vec<(Norm, TemporalMamba)>,
+    layers: Vec<(Norm, LayerMixer)>,
     norm: Norm,
     head: Linear,
     /// The order in which a trained model reads the variables.
@@ -131,7 +157,7 @@ impl MambaTs {
         let norm = |pb: &ParamBuilder| Norm::new(NormKind::Layer, d, 1e-5, pb);
         let layer = |i: usize| {
             let pb = pb.pp("encoder.layers").pp(i);
-            Ok((norm(&pb.pp("norm"))?, TemporalMamba::new(cfg, &pb.pp("mixer"))?))
+            Ok((norm(&pb.pp("norm"))?, LayerMixer::new(cfg, &pb.pp("mixer"))?))
         };
         let matrix = |name| pb.get_no_decay((v, v), name, Init::Zeros)?.to_dtype(DType::F64)?.to_vec2();
         Ok(Self {

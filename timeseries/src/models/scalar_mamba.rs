@@ -30,7 +30,8 @@ pub(crate) struct ScalarMamba {
 impl ScalarMamba {
     /// Whether a mixer of this width is one.
     pub(crate) fn fits(d_model: usize, cfg: &Mamba1Config) -> bool {
-        d_model == 1 && cfg.expand == 1 && cfg.dt_rank.resolve(1) == 1 && !cfg.bias && !cfg.forget_gate
+        let plain = cfg.expect_plain("a scalar Mamba").is_ok();
+        d_model == 1 && cfg.expand == 1 && cfg.dt_rank.resolve(1) == 1 && !cfg.bias && plain
     }
 
     pub(crate) fn new(cfg: &Mamba1Config, pb: &ParamBuilder) -> Result<Self> {
