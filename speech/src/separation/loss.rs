@@ -1,7 +1,7 @@
 //! Permutation-invariant training (Yu and others 2017, arXiv 1607.00325): a model may name the talkers in any order.
 //!
 //! ```text
-//! loss(e, c) = 10·log10((‖c - e‖² + τ·‖c‖² + ε) / (‖c‖² + ε))      a negative ratio of signal to error in dB
+//! loss(e, c) = 10·log10((‖c - e‖² + τ·(‖c‖² + ε)) / (‖c‖² + ε))      a negative ratio of signal to error in dB
 //! loss       = min over orders π of mean_s loss(e_π(s), c_s)
 //! ```
 //!

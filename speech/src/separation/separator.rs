@@ -62,7 +62,7 @@ impl Separator {
         }
         let stft = &self.cfg.stft_cfg;
         // A whole number of hops, and enough to be reflected at the ends.
-        let len = mixture.len().next_multiple_of(stft.hop_size).max(2 * stft.n_fft);
+        let len = mixture.len().max(2 * stft.n_fft).next_multiple_of(stft.hop_size);
         let mut signal: Vec<f32> = mixture.iter().map(|x| x / level).collect();
         signal.resize(len, 0.0);
         let signal = Tensor::from_vec(signal, (1, len), &self.device)?.to_dtype(self.dtype)?;

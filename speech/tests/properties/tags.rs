@@ -130,7 +130,7 @@ fn vowels_of_unheard_voices_are_learnt() {
             ..small(Embedding::Convolutions { channels: vec![8, 16] }, Pooling::Mean)
         },
         train: TrainConfig { batch_size: 10, betas: (0.9, 0.99), ..TrainConfig::default() },
-        augment: AugmentConfig { noise: 0.0, ..AugmentConfig::default() },
+        augment: AugmentConfig { noise: 0.0, speed: 0.05, warp: 0.05, ..AugmentConfig::default() },
         label_smoothing: 0.0,
     };
     let params = Params::fresh(0, DType::F32, &Device::Cpu);

@@ -41,7 +41,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
     let tagger = TaggerCheckpoint::open(&args.checkpoint)?.tagger(args.common.dtype(), &device)?;
     let mut clips = Clips::load(&resolve(&args.clips)?, &args.names)?;
     if !args.group.is_empty() {
-        clips = clips.by_groups(&args.group)?.0;
+        clips = clips.by_groups(&args.group).map_err(mamba_core::Error::from)?.0;
     }
     let sounds = Sounds::read(&clips, tagger.labels(), tagger.sample_rate())?;
     let (confusion, _) = evaluate(&tagger, &sounds)?;

@@ -13,7 +13,7 @@ use mamba_speech::tagging::augment::AugmentConfig;
 use mamba_speech::tagging::features::{Mel, normalise};
 use mamba_speech::tagging::svm::{self, Svm, SvmConfig};
 use mamba_speech::tagging::{
-    Clips, Confusion, NamePattern, Sounds, Tagger, TaggerConfig, Tagging, TaggingConfig, evaluate,
+    Clips, Confusion, NamePattern, Sounds, TaggerConfig, Tagging, TaggingConfig, evaluate,
 };
 use mamba_speech::{audio, sample};
 use serde_json::{Value, json};
@@ -188,7 +188,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
     match args.folds {
         Some(folds) => run.cross_validate(&clips, folds),
         None => {
-            let (test, rest) = clips.by_groups(&args.test)?;
+            let (test, rest) = clips.by_groups(&args.test).map_err(Error::from)?;
             run.once(&run.split(&rest, &test)?)
         }
     }
@@ -228,7 +228,7 @@ impl Run<'_> {
             .filter(|g| self.args.folds.is_none() || rest.groups().contains(g))
             .cloned()
             .collect();
-        let (valid, train) = rest.by_groups(&here)?;
+        let (valid, train) = rest.by_groups(&here).map_err(Error::from)?;
         let (labels, rate) = (&self.cfg.model.labels, self.cfg.model.mel.sampling_rate);
         let read = |clips: &Clips| Sounds::read(clips, labels, rate);
         Ok(Split { train: read(&train)?, valid: read(&valid)?, test: read(test)? })
