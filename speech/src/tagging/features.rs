@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! mel(f)      = 2595 · log10(1 + f / 700)
-//! S[t, m]     = ln max(Σ_k W[m, k] · |X[t, k]|², 1e-8 · the largest of the clip)
+//! S[t, m]     = ln max(Σ_k W[m, k] · |X[t, k]|², 10^(-range/10) · the largest of the clip)
 //! cepstrum[t] = DCT-II(S[t])
 //! ```
 //!
-//! `W` are triangles between neighbouring points that lie evenly in mel. The floor is 80 dB below the loudest, so that a
-//! louder copy of a clip has the same features but for a constant, which [`normalise`] takes away.
+//! `W` are triangles between neighbouring points that lie evenly in mel. The floor lies below the loudest, so that a louder copy
+//! of a clip has the same features but for a constant, which [`normalise`] takes away. Quiet frames at either end are cut off:
+//! how tightly clips were cut, and how silent the room was, would else weigh more than what was said.
 
 use crate::stft::{Stft, StftConfig};
 use crate::{Error, Result};
@@ -29,11 +30,24 @@ pub struct MelConfig {
     pub f_min: f64,
     /// Upper edge of the highest band in Hz.
     pub f_max: f64,
+    /// How far below the loudest value of a clip its values are cut off, in dB.
+    pub range_db: f64,
+    /// How far below the loudest frame of a clip frames are quiet, in dB; null keeps quiet ends.
+    pub trim_db: Option<f64>,
 }
 
 impl Default for MelConfig {
     fn default() -> Self {
-        Self { sampling_rate: 8000, n_fft: 256, hop_size: 80, n_mels: 40, f_min: 60.0, f_max: 3800.0 }
+        Self {
+            sampling_rate: 8000,
+            n_fft: 256,
+            hop_size: 80,
+            n_mels: 40,
+            f_min: 60.0,
+            f_max: 3800.0,
+            range_db: 50.0,
+            trim_db: Some(30.0),
+        }
     }
 }
 
@@ -49,6 +63,15 @@ impl MelConfig {
             let got = format!("{} to {}", self.f_min, self.f_max);
             let expected = format!("a rising pair from 0 to {nyquist} Hz");
             return Err(Error::Setting { name: "f_min, f_max", got, expected });
+        }
+        for (name, db) in [("range_db", self.range_db), ("trim_db", self.trim_db.unwrap_or(30.0))] {
+            if !(db > 0.0 && db <= 300.0) {
+                return Err(Error::Setting {
+                    name,
+                    got: db.to_string(),
+                    expected: "above 0, up to 300 dB".into(),
+                });
+            }
         }
         let bins = self.n_fft / 2 + 1;
         if !(2..=bins).contains(&self.n_mels) {
@@ -80,9 +103,6 @@ impl MelImage {
     }
 }
 
-/// Decibels below the loudest, as a ratio of powers, at which values are cut off.
-const FLOOR: f32 = 1e-8;
-
 /// Makes spectrograms.
 #[derive(Clone)]
 pub struct Mel {
@@ -105,8 +125,8 @@ impl Mel {
         &self.cfg
     }
 
-    /// The log-mel spectrogram of a clip of any length: a frame for each hop, and one. Silence has the same value
-    /// everywhere.
+    /// The log-mel spectrogram of a clip of any length: a frame for each hop, and one, without quiet ends. Silence has the
+    /// same value everywhere.
     ///
     /// `warp` moves all frequencies below about 85 % of the highest up by this factor, as a shorter vocal tract does
     /// (Jaitly and Hinton 2013); 1 leaves them.
@@ -124,9 +144,18 @@ impl Mel {
                 weights.iter().zip(&frame[*first..]).map(|(w, p)| w * p).sum::<f32>()
             }));
         }
-        let loudest = values.iter().copied().fold(f32::MIN_POSITIVE / FLOOR, f32::max);
-        values.iter_mut().for_each(|x| *x = x.max(loudest * FLOOR).ln());
-        MelImage { values, n_mels: self.cfg.n_mels }
+        let n = self.cfg.n_mels;
+        if let Some(db) = self.cfg.trim_db {
+            let energies: Vec<f32> = values.chunks_exact(n).map(|frame| frame.iter().sum()).collect();
+            let least = energies.iter().copied().fold(0.0, f32::max) * ratio(db);
+            let loud = |e: &f32| *e >= least;
+            let first = energies.iter().position(loud).unwrap_or(0);
+            let last = energies.iter().rposition(loud).unwrap_or(0);
+            values = values[first * n..(last + 1) * n].to_vec();
+        }
+        let floor = values.iter().copied().fold(1e-30, f32::max) * ratio(self.cfg.range_db);
+        values.iter_mut().for_each(|x| *x = x.max(floor.max(f32::MIN_POSITIVE)).ln());
+        MelImage { values, n_mels: n }
     }
 
     /// First bin and weights of every band.
@@ -160,6 +189,11 @@ impl Mel {
         };
         (0..n_mels).map(filter).collect()
     }
+}
+
+/// A power so many dB below 1.
+fn ratio(db: f64) -> f32 {
+    10f64.powf(-db / 10.0) as f32
 }
 
 fn mel(hertz: f64) -> f64 {
@@ -242,13 +276,20 @@ mod tests {
             image
         };
         let sound: Vec<f32> =
-            tone(440.0, 0.5).iter().enumerate().map(|(i, x)| x * (i as f32 / 4000.0)).collect();
+            tone(440.0, 0.5).iter().enumerate().map(|(i, x)| x * (0.2 + i as f32 / 5000.0)).collect();
         let louder: Vec<f32> = sound.iter().map(|x| 0.01 * x).collect();
         let (a, b) = (features(&sound), features(&louder));
         assert!(a.values.iter().zip(&b.values).all(|(a, b)| (a - b).abs() < 1e-2));
         assert!(features(&[0.0; 900]).values.iter().all(|&x| x == 0.0));
         assert_eq!(features(&[]).frames(), 2, "an empty clip is a short one");
-        assert_eq!(a.frames(), 51);
+        let frames = |samples: &[f32], trim_db| {
+            let cfg = MelConfig { trim_db, ..MelConfig::default() };
+            Mel::new(&cfg).unwrap().log_mel(samples, 1.0).frames()
+        };
+        assert_eq!(frames(&sound, None), 51);
+        let quiet = [vec![0.0; 4000], sound, vec![1e-4; 8000]].concat();
+        assert_eq!(frames(&quiet, None), 201);
+        assert!((45..=54).contains(&frames(&quiet, Some(30.0))), "{}", frames(&quiet, Some(30.0)));
     }
 
     #[test]

@@ -131,6 +131,8 @@ impl TaggerConfig {
             n_mels: 128,
             f_min: 20.0,
             f_max: 8000.0,
+            range_db: 80.0,
+            trim_db: None,
         };
         let embedding = Embedding::Patches { size: (16, 16), strides: (16, 16) };
         let pooling = Pooling::ClassToken;
