@@ -181,7 +181,8 @@ mod tests {
     fn rings_that_no_line_parts_are_learnt() {
         let mut rng = Rng::new(0);
         let mut point = |class: usize| {
-            let (angle, radius) = (rng.uniform_in(0.0, 6.28), 1.0 + class as f64 + rng.uniform_in(-0.2, 0.2));
+            let (angle, radius) =
+                (rng.uniform_in(0.0, std::f64::consts::TAU), 1.0 + class as f64 + rng.uniform_in(-0.2, 0.2));
             vec![radius * angle.cos(), radius * angle.sin()]
         };
         let labels: Vec<usize> = (0..240).map(|i| i % 3).collect();
