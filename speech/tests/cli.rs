@@ -209,7 +209,8 @@ fn clips_are_tagged() {
     std::fs::write(dir.join("clips.tsv"), &table).unwrap();
     let train =
         format!("tag train --clips clips.tsv --test v2 --valid v1 --baseline --out run --format json {tiny}");
-    let lines = String::from_utf8(speech(&train, dir).assert().success().get_output().stdout.clone()).unwrap();
+    let lines =
+        String::from_utf8(speech(&train, dir).assert().success().get_output().stdout.clone()).unwrap();
     let result = json(lines.lines().last().unwrap().as_bytes());
     assert_eq!((&result["model"]["clips"], &result["baseline"]["clips"]), (&5.into(), &5.into()));
     let folds = format!("tag train --clips clips --folds groups --baseline --out folds {tiny}");
