@@ -25,6 +25,16 @@ pub enum Error {
         /// What is wrong, and where.
         reason: String,
     },
+    /// A line of a table is wrong.
+    #[error("{}:{line}: {reason}", path.display())]
+    Line {
+        /// The table.
+        path: PathBuf,
+        /// The line, from 1.
+        line: u64,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A folder holds no audio file.
     #[error("{}: no audio file ({}) in this folder", path.display(), crate::audio::EXTENSIONS.join(", "))]
     NoAudio {

@@ -12,13 +12,15 @@ pub mod mixture;
 pub mod model;
 pub mod pcs;
 pub mod sample;
+pub mod separation;
 pub mod spectrogram;
 pub mod spectrum;
 pub mod stft;
 pub mod stream;
+pub mod tagging;
 pub mod task;
 
-pub use checkpoint::SeMambaCheckpoint;
+pub use checkpoint::{Checkpoint, SeMambaCheckpoint, SeparatorCheckpoint, TaggerCheckpoint};
 pub use config::{Config, ModelConfig};
 pub use enhance::Enhancer;
 pub use error::{Error, Result};

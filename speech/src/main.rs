@@ -5,7 +5,7 @@ mod commands;
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
 
-/// Speech enhancement with SEMamba on a plain CPU: clean noisy recordings, train models, measure quality.
+/// Speech with Mamba on a plain CPU: clean noisy recordings, part talkers, tag clips; train the models, measure them.
 #[derive(Parser)]
 #[command(name = "mamba-speech", version, arg_required_else_help = true)]
 struct Cli {
@@ -23,6 +23,10 @@ enum Command {
     Eval(commands::eval::Args),
     /// Score enhanced recordings against clean ones: PESQ, STOI, SI-SDR, CSIG …
     Metrics(commands::metrics::Args),
+    /// Part the talkers of a recording, and train and measure models for it
+    Separate(commands::separate::Args),
+    /// Tell the class of sounds, spoken digits for example, and train and measure models for it
+    Tag(commands::tag::Args),
     /// Say what is in a checkpoint
     Info(commands::info::Args),
     /// Public data sets: list, describe, download, import, verify
@@ -41,6 +45,8 @@ fn main() -> ExitCode {
         Command::Train(args) => commands::train::run(args),
         Command::Eval(args) => commands::eval::run(args),
         Command::Metrics(args) => commands::metrics::run(args),
+        Command::Separate(args) => commands::separate::run(args),
+        Command::Tag(args) => commands::tag::run(args),
         Command::Info(args) => commands::info::run(args),
         Command::Datasets(args) => {
             args.run()?;

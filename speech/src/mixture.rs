@@ -291,7 +291,8 @@ fn files_of(path: &Path) -> Result<Vec<PathBuf>> {
     if path.is_file() { Ok(vec![path.to_path_buf()]) } else { files_in(path) }
 }
 
-fn decibels(db: f64) -> f32 {
+/// The factor that a level in dB stands for.
+pub(crate) fn decibels(db: f64) -> f32 {
     10f64.powf(db / 20.0) as f32
 }
 
@@ -311,7 +312,7 @@ fn active_rms(x: &[f32], sample_rate: u32) -> f32 {
 }
 
 /// `y[i] = x[i] + a·x[i - 1]`: up to 6 dB between low and high.
-fn tilt(x: &mut [f32], a: f32) {
+pub(crate) fn tilt(x: &mut [f32], a: f32) {
     let mut last = 0.0;
     for x in x {
         (last, *x) = (*x, *x + a * last);

@@ -2,8 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "functions that tests call")]
 
 use assert_cmd::Command;
-use mamba_speech::audio::{Audio, Reader, WavFormat, read, write_wav};
+use mamba_speech::audio::{Audio, Reader, WavFormat, read, resample, write_wav};
 use mamba_speech::sample;
+use predicates::prelude::PredicateBooleanExt;
 use predicates::str::{contains, starts_with};
 use std::path::Path;
 
@@ -122,6 +123,141 @@ fn a_stream_of_raw_samples_has_as_many_samples_as_came() {
         .assert()
         .code(1)
         .stderr(contains("in the middle of a 16 bit sample"));
+}
+
+#[test]
+fn talkers_are_parted_into_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    let tiny = "--set model.channels=8 --set model.num_blocks=1 --set data.segment_size=4096 --set data.valid_mixtures=1 \
+                --batch 1 --quiet --threads 2";
+    speech(&format!("separate train --out run --steps 2 {tiny}"), dir).assert().success();
+    speech(&format!("separate train --out run --steps 3 --resume {tiny}"), dir).assert().success();
+    let info = speech("info run --format json", dir).assert().success().get_output().stdout.clone();
+    assert_eq!(json(&info)["config"]["channels"], 8);
+    speech("enhance x.wav --out y.wav --checkpoint run", dir)
+        .assert()
+        .code(1)
+        .stderr(contains("`separate` takes it"));
+
+    // Two talkers, each in a folder, who read the same sentences.
+    for (talker, pitch) in [("low", 100.0), ("high", 200.0)] {
+        std::fs::create_dir_all(dir.join("speech").join(talker)).unwrap();
+        for sentence in 0..10 {
+            let voice = sample::voice_of(pitch, sentence, 1.0);
+            mono(&dir.join("speech").join(talker).join(format!("{talker}_{sentence}.wav")), voice);
+        }
+    }
+    let own = format!("separate train --speech speech --out own --steps 2 {tiny}");
+    speech(&own, dir).assert().success();
+    let eval = "separate eval --checkpoint own --speech speech --count 3 --format json --quiet";
+    let scores = json(&speech(eval, dir).assert().success().get_output().stdout);
+    assert_eq!(scores["mixtures"].as_array().unwrap().len(), 3);
+    assert!(scores["mean"]["improvement_db"].as_f64().unwrap().is_finite());
+    speech("separate eval --checkpoint own --speech speech/low --all", dir)
+        .assert()
+        .code(1)
+        .stderr(contains("here are: low"));
+
+    // Any rate, channels and length; the talkers add up to the recording as far as the model's rate goes.
+    std::fs::create_dir_all(dir.join("talk/a")).unwrap();
+    let (left, right) = (sample::voice_of(100.0, 50, 2.3), sample::voice_of(210.0, 51, 2.3));
+    let stereo = Audio { sample_rate: 16_000, channels: vec![left, right] }.resampled(44_100).unwrap();
+    write_wav(&dir.join("talk/a/two.wav"), &stereo, WavFormat::FLOAT).unwrap();
+    let separate = "separate talk --checkpoint run --out out --chunk 0.5 --quiet --format json";
+    let summary = |arguments: &str| json(&speech(arguments, dir).assert().success().get_output().stdout);
+    assert_eq!(summary(separate)["written"], 1);
+    let parts: Vec<Audio> = (1..=2).map(|i| read(dir.join(format!("out/a/two_{i}.wav"))).unwrap()).collect();
+    for part in &parts {
+        assert_eq!((part.sample_rate, part.channels.len(), part.frames()), (44_100, 1, stereo.frames()));
+    }
+    let whole = stereo.mix_down();
+    let narrow = |x: &[f32]| resample(x, 44_100, 4_000).unwrap();
+    let sum: Vec<f32> = parts[0].channels[0].iter().zip(&parts[1].channels[0]).map(|(a, b)| a + b).collect();
+    let (sum, whole) = (narrow(&sum), narrow(&whole));
+    let largest = whole.iter().fold(0f32, |m, x| m.max(x.abs()));
+    assert!(sum[200..].iter().zip(&whole[200..]).all(|(a, b)| (a - b).abs() < 0.05 * largest));
+    assert_eq!(summary(separate)["already_there"], 1);
+    speech("separate talk --checkpoint run --out out --chunk 0.7", dir)
+        .assert()
+        .code(1)
+        .stderr(contains("two_1.wav"));
+    speech("separate eval --checkpoint run --mixtures talk --sources talk", dir)
+        .assert()
+        .code(2)
+        .stderr(contains("1 folders of --sources, but the model separates 2 talkers"));
+}
+
+#[test]
+fn clips_are_tagged() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    let tiny = "--set model.embed_dim=8 --set model.depth=1 --steps 2 --batch 4 --quiet --threads 2";
+    speech(&format!("tag train --out demo {tiny}"), dir)
+        .assert()
+        .success()
+        .stdout(contains("40 clips, accuracy"));
+    std::fs::create_dir(dir.join("clips")).unwrap();
+    let mut table = String::from("path\tlabel\tgroup\n");
+    for voice in 0..3 {
+        for (i, vowel) in sample::VOWELS.iter().enumerate() {
+            let name = format!("{vowel}_v{voice}_0.wav");
+            mono(&dir.join("clips").join(&name), sample::vowel(i, voice));
+            table += &format!("clips/{name}\t{vowel}\tv{voice}\n");
+        }
+    }
+    std::fs::write(dir.join("clips.tsv"), &table).unwrap();
+    let train =
+        format!("tag train --clips clips.tsv --test v2 --valid v1 --baseline --out run --format json {tiny}");
+    let lines =
+        String::from_utf8(speech(&train, dir).assert().success().get_output().stdout.clone()).unwrap();
+    let result = json(lines.lines().last().unwrap().as_bytes());
+    assert_eq!((&result["model"]["clips"], &result["baseline"]["clips"]), (&5.into(), &5.into()));
+    let folds = format!("tag train --clips clips --folds groups --baseline --out folds {tiny}");
+    speech(&folds, dir).assert().success().stdout(contains("v0").and(contains("mean")));
+    assert!(dir.join("folds/folds.json").is_file() && dir.join("folds/fold-v2/report.json").is_file());
+    speech(&format!("tag train --clips clips --folds 3 --out thirds {tiny}"), dir).assert().success();
+
+    let eval = "tag eval --checkpoint run --clips clips --group v0 --format json";
+    let scores = json(&speech(eval, dir).assert().success().get_output().stdout);
+    assert_eq!((&scores["clips"], scores["labels"].as_array().unwrap().len()), (&5.into(), 5));
+    let tag = "tag clips --checkpoint run --csv all.csv --format json";
+    let lines = String::from_utf8(speech(tag, dir).assert().success().get_output().stdout.clone()).unwrap();
+    assert_eq!(lines.lines().count(), 15);
+    let first = json(lines.lines().next().unwrap().as_bytes());
+    let sum: f64 = first["probabilities"].as_object().unwrap().values().map(|p| p.as_f64().unwrap()).sum();
+    assert!((sum - 1.0).abs() < 1e-5 && first["path"] == "clips/a_v0_0.wav", "{first}");
+    let csv = std::fs::read_to_string(dir.join("all.csv")).unwrap();
+    assert!(csv.starts_with("path,seconds,label,a,e,i,o,u\n") && csv.lines().count() == 16, "{csv}");
+
+    let fails = |arguments: &str, code: i32, message: &str| {
+        speech(arguments, dir).assert().code(code).stderr(contains(message));
+    };
+    mono(&dir.join("clips/noname.wav"), sample::vowel(0, 9));
+    fails("tag train --clips clips --out x", 1, "clips/noname.wav: the name does not fit {label}_{group}_{}");
+    fails(
+        "tag eval --checkpoint run --clips clips.tsv --group v9",
+        2,
+        "group is v9: expected one of v0, v1, v2",
+    );
+    fails("tag clips --checkpoint demo2", 1, "demo2");
+    fails("tag clips/a_v0_0.wav", 2, "--checkpoint");
+    fails("tag train --folds 1 --clips clips.tsv", 2, "expected groups, or a number of parts from 2 on");
+    fails("tag train --folds groups", 2, "--folds needs --clips");
+    fails("tag train --clips clips.tsv --set model.depth=0", 2, "depth");
+    fails(
+        "separate clips --checkpoint run --out x",
+        1,
+        "a model of type audio-mamba, expected dual-path-mamba: `tag` takes it",
+    );
+    std::fs::write(dir.join("bad.csv"), "path,label\nclips/a_v0_0.wav,a\nclips/none.wav,b\n").unwrap();
+    fails("tag eval --checkpoint run --clips bad.csv", 1, "bad.csv:3: clips/none.wav is not there");
+    std::fs::write(dir.join("text.wav"), "no sound at all").unwrap();
+    speech("tag text.wav clips/a_v0_0.wav --checkpoint run", dir)
+        .assert()
+        .code(1)
+        .stdout(contains("clips/a_v0_0.wav"))
+        .stderr(contains("text.wav: not a WAV, FLAC"));
 }
 
 #[test]

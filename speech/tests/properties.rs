@@ -4,6 +4,8 @@
 mod properties {
     pub(crate) mod audio;
     pub(crate) mod learns;
+    pub(crate) mod separates;
     pub(crate) mod spectra;
     pub(crate) mod streams;
+    pub(crate) mod tags;
 }

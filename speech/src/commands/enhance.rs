@@ -3,16 +3,15 @@
 mod live;
 mod recording;
 
+use super::recordings::{Recording, batch, below};
 use anyhow::{Result, bail};
 use mamba_core::cli::{CommonArgs, HintExt};
-use mamba_core::train::Stop;
 use mamba_datasets::job::{Claimed, Fingerprint, Job, Shard};
 use mamba_datasets::registry::resolve_all;
-use mamba_speech::audio::{WavFormat, files_in};
+use mamba_speech::SeMambaCheckpoint;
+use mamba_speech::audio::WavFormat;
 use mamba_speech::enhance::ChunkConfig;
-use mamba_speech::{Enhancer, SeMambaCheckpoint};
-use recording::{Options, Totals};
-use std::collections::BTreeMap;
+use recording::Options;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -76,12 +75,6 @@ pub(crate) struct Args {
     common: CommonArgs,
 }
 
-/// A recording and the place of its result.
-struct Task {
-    input: PathBuf,
-    output: PathBuf,
-}
-
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let device = args.common.start()?;
@@ -108,109 +101,34 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let Some(out) = &args.out else { bail!("--out is missing") };
     let tasks = tasks(&resolve_all(&args.inputs)?, out)?;
     let model = checkpoint.hash()?;
-    batch(&args, &tasks, &enhancer, &model, &options)
+    batch(&tasks, args.shard, &args.common, |task| match claim(&args, task, &model, &options)? {
+        Claimed::Finished(_) => Ok(None),
+        Claimed::Open(claim) => {
+            let progress = args.common.progress(None, "s of sound");
+            recording::enhance(&task.input, claim, &enhancer, &options, progress).map(Some)
+        }
+    })
 }
 
-/// Every recording, and a result for each; two results of one name are refused before any work.
-fn tasks(inputs: &[PathBuf], out: &Path) -> Result<Vec<Task>> {
+/// Every recording, and the place of its result.
+fn tasks(inputs: &[PathBuf], out: &Path) -> Result<Vec<Recording>> {
     let wav = |path: &Path| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("wav"));
     if let [input] = inputs
         && !input.is_dir()
         && wav(out)
         && !out.is_dir()
     {
-        return Ok(vec![Task { input: input.clone(), output: out.to_owned() }]);
+        return Ok(vec![Recording { input: input.clone(), output: out.to_owned() }]);
     }
     if wav(out) {
         let problem = format!("--out {}: many recordings need a folder, not a .wav file", out.display());
         return Err(mamba_core::Error::Config(problem).into());
     }
-    let mut tasks = Vec::new();
-    for path in inputs {
-        let (root, files) = match path.is_dir() {
-            true => (path.as_path(), files_in(path)?),
-            false => (path.parent().unwrap_or(Path::new("")), vec![path.clone()]),
-        };
-        for input in files {
-            let relative = input.strip_prefix(root).unwrap_or(&input);
-            tasks.push(Task { output: out.join(relative).with_extension("wav"), input });
-        }
-    }
-    let mut taken: BTreeMap<&Path, &Path> = BTreeMap::new();
-    for task in &tasks {
-        if let Some(first) = taken.insert(&task.output, &task.input) {
-            let (a, b, out) = (first.display(), task.input.display(), task.output.display());
-            let problem = format!("{a} and {b} would both become {out}: enhance them into two folders");
-            return Err(mamba_core::Error::Config(problem).into());
-        }
-    }
-    Ok(tasks)
-}
-
-/// Makes all results of this shard. A recording that fails is reported, and the others go on.
-fn batch(
-    args: &Args,
-    tasks: &[Task],
-    enhancer: &Enhancer,
-    model: &str,
-    options: &Options,
-) -> Result<ExitCode> {
-    let stop = Stop::on_signals()?;
-    let ours: Vec<&Task> =
-        tasks.iter().enumerate().filter(|(i, _)| args.shard.owns(*i)).map(|(_, t)| t).collect();
-    let mut totals = Totals::default();
-    let (mut finished, mut failed) = (0, 0);
-    for task in &ours {
-        if stop.requested() {
-            break;
-        }
-        let made = claim(args, task, model, options).and_then(|claimed| match claimed {
-            Claimed::Finished(_) => Ok(None),
-            Claimed::Open(claim) => {
-                let progress = args.common.progress(None, "s of sound");
-                recording::enhance(&task.input, claim, enhancer, options, progress).map(Some)
-            }
-        });
-        match made {
-            Ok(None) => finished += 1,
-            Ok(Some(one)) => {
-                if !args.common.quiet {
-                    eprintln!("{}: {}", task.output.display(), one.describe());
-                }
-                totals.add(&one);
-            }
-            // With one recording, its error is the program's.
-            Err(error) if ours.len() == 1 => return Err(error),
-            Err(error) => {
-                failed += 1;
-                eprintln!("error: {error:#}");
-            }
-        }
-    }
-    let summary = serde_json::json!({
-        "written": totals.recordings, "already_there": finished, "failed": failed,
-        "seconds": totals.seconds, "real_time_factor": totals.real_time_factor(),
-    });
-    match args.common.format {
-        mamba_core::cli::Format::Json => println!("{summary}"),
-        mamba_core::cli::Format::Human if ours.len() > 1 && !args.common.quiet => {
-            eprintln!(
-                "{} written, {finished} already there, {failed} failed; {}",
-                totals.recordings,
-                totals.describe()
-            );
-        }
-        mamba_core::cli::Format::Human => (),
-    }
-    Ok(match (stop.requested(), failed) {
-        (true, _) => ExitCode::from(mamba_core::cli::INTERRUPTED),
-        (false, 0) => ExitCode::SUCCESS,
-        (false, _) => ExitCode::FAILURE,
-    })
+    below(inputs, out)
 }
 
 /// The right to make one result, unless it stands already.
-fn claim(args: &Args, task: &Task, model: &str, options: &Options) -> Result<Claimed> {
+fn claim(args: &Args, task: &Recording, model: &str, options: &Options) -> Result<Claimed> {
     let mut fingerprint = Fingerprint::new();
     fingerprint.add_input(&task.input)?.add_hash("model", model);
     fingerprint.set_config(&serde_json::json!({

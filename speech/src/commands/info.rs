@@ -4,10 +4,12 @@ use anyhow::Result;
 use candle_core::{DType, Device};
 use mamba_core::cli::{CommonArgs, Format};
 use mamba_core::run_folder::RunInfo;
-use mamba_speech::SeMambaCheckpoint;
+use mamba_speech::checkpoint::{Checkpoint, ModelConfig, model_type};
+use mamba_speech::separation::SeparatorConfig;
+use mamba_speech::tagging::TaggerConfig;
+use mamba_speech::{Config, SeMambaCheckpoint, SeparatorCheckpoint, TaggerCheckpoint};
 use serde_json::json;
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Flags of `info`.
@@ -27,39 +29,90 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     args.common.start()?;
-    let checkpoint = SeMambaCheckpoint::open_or_bundled(args.checkpoint.as_deref())?;
-    let params = checkpoint.params(DType::F32, &Device::Cpu)?;
-    let mut parts: BTreeMap<String, usize> = BTreeMap::new();
-    for param in params.named() {
-        let part = param.name().split('.').next().unwrap_or_default().to_string();
-        *parts.entry(part).or_default() += param.tensor().elem_count();
+    let (cpu, format) = (Device::Cpu, args.common.format);
+    let path = args.checkpoint.as_deref();
+    let kind = path.map(model_type).transpose()?;
+    // A model is built each time, so that weights that do not go with the settings are told.
+    match (path, kind.as_deref()) {
+        (Some(path), Some(SeparatorConfig::MODEL_TYPE)) => {
+            let checkpoint = SeparatorCheckpoint::open(path)?;
+            checkpoint.separator(DType::F32, &cpu)?;
+            print(&checkpoint, &describe_separator(checkpoint.config()), Some(path), format)
+        }
+        (Some(path), Some(TaggerConfig::MODEL_TYPE)) => {
+            let checkpoint = TaggerCheckpoint::open(path)?;
+            checkpoint.tagger(DType::F32, &cpu)?;
+            print(&checkpoint, &describe_tagger(checkpoint.config()), Some(path), format)
+        }
+        _ => {
+            let checkpoint = SeMambaCheckpoint::open_or_bundled(path)?;
+            checkpoint.enhancer(DType::F32, &cpu)?;
+            print(&checkpoint, &describe_enhancer(checkpoint.config()), path, format)
+        }
     }
-    let run = args.checkpoint.and_then(|path| std::fs::read(path.join("run.json")).ok());
+}
+
+fn describe_enhancer(config: &Config) -> Vec<String> {
+    let (model, stft) = (&config.model_cfg, config.stft_cfg);
+    let causal = if model.causal { ", causal" } else { "" };
+    vec![
+        format!(
+            "SEMamba{causal}: {} channels, {} time-frequency blocks",
+            model.hid_feature, model.num_tfmamba
+        ),
+        format!("{} Hz, frames of {} samples every {}", stft.sampling_rate, stft.n_fft, stft.hop_size),
+    ]
+}
+
+fn describe_separator(config: &SeparatorConfig) -> Vec<String> {
+    let (SeparatorConfig { n_src, channels, num_blocks, .. }, stft) = (config, config.stft_cfg);
+    vec![
+        format!(
+            "dual-path Mamba for {n_src} talkers: {channels} channels, {num_blocks} time-frequency blocks"
+        ),
+        format!("{} Hz, frames of {} samples every {}", stft.sampling_rate, stft.n_fft, stft.hop_size),
+    ]
+}
+
+fn describe_tagger(config: &TaggerConfig) -> Vec<String> {
+    let (TaggerConfig { embed_dim, depth, labels, .. }, mel) = (config, config.mel);
+    let seconds = config.window() as f64 / f64::from(mel.sampling_rate);
+    vec![
+        format!("Audio Mamba: {embed_dim} channels, {depth} blocks"),
+        format!("{} classes: {}", labels.len(), labels.join(", ")),
+        format!("{} Hz, {} mel bands, windows of {seconds:.2} s", mel.sampling_rate, mel.n_mels),
+    ]
+}
+
+/// `path` is none for the bundled checkpoint.
+fn print<C: ModelConfig>(
+    checkpoint: &Checkpoint<C>,
+    about: &[String],
+    path: Option<&Path>,
+    format: Format,
+) -> Result<ExitCode> {
+    let parts = checkpoint.parts();
+    let parameters: usize = parts.values().sum();
+    let run = path.and_then(|path| std::fs::read(path.join("run.json")).ok());
     let run: Option<RunInfo> = run.map(|text| serde_json::from_slice(&text)).transpose()?;
-    if args.common.format == Format::Json {
+    if format == Format::Json {
         println!(
             "{}",
             json!({
-                "path": checkpoint.path(), "config": checkpoint.config(), "parameters": params.count(),
+                "path": checkpoint.path(), "config": checkpoint.config(), "parameters": parameters,
                 "parts": parts, "files": checkpoint.files(), "hash": checkpoint.hash()?, "run": run,
             })
         );
         return Ok(ExitCode::SUCCESS);
     }
-    let config = checkpoint.config();
     println!("{}", checkpoint.path().display());
-    println!(
-        "  SEMamba{}: {} channels, {} time-frequency blocks, {} parameters",
-        if config.model_cfg.causal { ", causal" } else { "" },
-        config.model_cfg.hid_feature,
-        config.model_cfg.num_tfmamba,
-        params.count()
-    );
+    for line in about {
+        println!("  {line}");
+    }
+    println!("  {parameters} parameters");
     for (part, n) in &parts {
         println!("    {part:<16}{n:>10}");
     }
-    let stft = config.stft_cfg;
-    println!("  {} Hz, frames of {} samples every {}", stft.sampling_rate, stft.n_fft, stft.hop_size);
     for file in checkpoint.files() {
         println!("  {} {} bytes, sha256 {}", file.name, file.bytes, file.sha256);
     }

@@ -12,12 +12,12 @@
 mod codec;
 mod tf_block;
 
-use crate::Config;
 use crate::spectrum::Spectrum;
+use crate::{Config, ModelConfig};
 use candle_core::{Result, Tensor};
 use codec::{DenseEncoder, MagDecoder, PhaseDecoder};
 use mamba_core::{Mamba1State, ParamBuilder};
-use tf_block::TfMambaBlock;
+pub(crate) use tf_block::TfMambaBlock;
 
 /// The generator.
 #[derive(Clone, Debug)]
@@ -70,9 +70,11 @@ impl SeMamba {
     pub fn new(cfg: &Config, pb: &ParamBuilder) -> Result<Self> {
         cfg.validate().map_err(candle_core::Error::wrap)?;
         let blocks = 0..cfg.model_cfg.num_tfmamba;
+        let ModelConfig { hid_feature: c, norm_epsilon: eps, causal, .. } = cfg.model_cfg;
+        let block = |i| TfMambaBlock::new(c, &cfg.mixer(), eps, causal, &pb.pp("TSMamba").pp(i));
         Ok(Self {
             encoder: DenseEncoder::new(cfg, &pb.pp("dense_encoder"))?,
-            blocks: blocks.map(|i| TfMambaBlock::new(cfg, &pb.pp("TSMamba").pp(i))).collect::<Result<_>>()?,
+            blocks: blocks.map(block).collect::<Result<_>>()?,
             mask_decoder: MagDecoder::new(cfg, &pb.pp("mask_decoder"))?,
             phase_decoder: PhaseDecoder::new(cfg, &pb.pp("phase_decoder"))?,
         })

@@ -1,14 +1,13 @@
 //! A block that mixes over time and then over frequency.
 
-use crate::Config;
 use candle_core::{Module, Result, Tensor};
 use mamba_core::mamba1::Pass;
 use mamba_core::nn::{Linear, Norm, NormKind};
-use mamba_core::{Init, Mamba1, Mamba1State, ParamBuilder};
+use mamba_core::{Init, Mamba1, Mamba1Config, Mamba1State, ParamBuilder};
 
 /// `x + W·[x + Mamba(RMS(x)); the same from the other end] + b` over time, then over frequency.
 #[derive(Clone, Debug)]
-pub(super) struct TfMambaBlock {
+pub(crate) struct TfMambaBlock {
     time: Axis,
     frequency: Axis,
 }
@@ -30,15 +29,23 @@ struct Direction {
 }
 
 impl TfMambaBlock {
-    pub(super) fn new(cfg: &Config, pb: &ParamBuilder) -> Result<Self> {
+    /// Of `c` channels, with `eps` under the root of the norms; a `causal` one does not look ahead in time.
+    pub(crate) fn new(
+        c: usize,
+        mixer: &Mamba1Config,
+        eps: f64,
+        causal: bool,
+        pb: &ParamBuilder,
+    ) -> Result<Self> {
+        let axis = |both, names| Axis::new(c, mixer, eps, both, names, pb);
         Ok(Self {
-            time: Axis::new(cfg, !cfg.model_cfg.causal, ("time_mamba", "tlinear"), pb)?,
-            frequency: Axis::new(cfg, true, ("freq_mamba", "flinear"), pb)?,
+            time: axis(!causal, ("time_mamba", "tlinear"))?,
+            frequency: axis(true, ("freq_mamba", "flinear"))?,
         })
     }
 
     /// `(B, T, F, C)` → `(B, T, F, C)`; `state` is that of the mixer over time.
-    pub(super) fn forward(&self, x: &Tensor, state: Option<&mut Mamba1State>) -> Result<Tensor> {
+    pub(crate) fn forward(&self, x: &Tensor, state: Option<&mut Mamba1State>) -> Result<Tensor> {
         let (b, t, f, c) = x.dims4()?;
         let by_bin = x.transpose(1, 2)?.contiguous()?.reshape((b * f, t, c))?;
         let by_bin = self.time.forward(&by_bin, state)?;
@@ -48,14 +55,20 @@ impl TfMambaBlock {
 }
 
 impl Axis {
-    fn new(cfg: &Config, both: bool, (mamba, join): (&str, &str), pb: &ParamBuilder) -> Result<Self> {
-        let c = cfg.model_cfg.hid_feature;
+    fn new(
+        c: usize,
+        mixer: &Mamba1Config,
+        eps: f64,
+        both: bool,
+        (mamba, join): (&str, &str),
+        pb: &ParamBuilder,
+    ) -> Result<Self> {
         let directions = [("forward_blocks", false), ("backward_blocks", true)];
         let directions = &directions[..if both { 2 } else { 1 }];
         let mixers = directions.iter().map(|&(name, reverse)| {
             let pb = pb.pp(mamba).pp(name).pp(0);
-            let norm = Norm::new(NormKind::Rms, c, cfg.model_cfg.norm_epsilon, &pb.pp("norm"))?;
-            let mixer = Mamba1::new(c, &cfg.mixer(), 1, &pb.pp("mixer"))?;
+            let norm = Norm::new(NormKind::Rms, c, eps, &pb.pp("norm"))?;
+            let mixer = Mamba1::new(c, mixer, 1, &pb.pp("mixer"))?;
             Ok(Direction { norm, mixer, reverse })
         });
         let mixers = mixers.collect::<Result<Vec<_>>>()?;

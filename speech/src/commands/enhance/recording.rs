@@ -1,5 +1,6 @@
 //! One recording from file to file: decode, resample, enhance, resample back, encode, in memory that does not grow.
 
+use super::super::recordings::Totals;
 use anyhow::Result;
 use mamba_core::progress::Progress;
 use mamba_datasets::AtomicFile;
@@ -23,43 +24,6 @@ pub(crate) struct Options {
     pub(crate) keep: f32,
     pub(crate) format: Option<WavFormat>,
     pub(crate) picture: bool,
-}
-
-/// Sound that was enhanced, and the time it took.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Totals {
-    pub(crate) recordings: u64,
-    pub(crate) seconds: f64,
-    pub(crate) took: f64,
-    /// Samples that were limited to full scale.
-    pub(crate) clipped: u64,
-}
-
-impl Totals {
-    pub(crate) fn add(&mut self, other: &Self) {
-        self.recordings += other.recordings;
-        self.seconds += other.seconds;
-        self.took += other.took;
-        self.clipped += other.clipped;
-    }
-
-    /// Seconds of work for a second of sound.
-    pub(crate) fn real_time_factor(&self) -> f64 {
-        self.took / self.seconds.max(1e-9)
-    }
-
-    pub(crate) fn describe(&self) -> String {
-        let clipped = match self.clipped {
-            0 => String::new(),
-            n => format!(", {n} samples limited to full scale"),
-        };
-        format!(
-            "{:.1} s of sound in {:.1} s, real-time factor {:.3}{clipped}",
-            self.seconds,
-            self.took,
-            self.real_time_factor()
-        )
-    }
 }
 
 /// One channel on its way through the model.
