@@ -23,7 +23,7 @@ pub fn device() -> Device {
             let number = name.strip_prefix("cuda:").and_then(|number| number.parse().ok());
             let number = number
                 .unwrap_or_else(|| panic!("MAMBA_TEST_DEVICE is {name:?}, expected cpu, emulated or cuda:N"));
-            Device::new_cuda_with_stream(number).unwrap_or_else(|error| panic!("{name}: {error}"))
+            crate::open_gpu(number).unwrap_or_else(|error| panic!("{name}: {error}"))
         }
     };
     DEVICE.get_or_init(open).clone()

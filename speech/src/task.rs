@@ -8,7 +8,7 @@ use crate::spectrum::Spectrum;
 use crate::{Config, Enhancer, Error, SeMamba};
 use candle_core::{DType, Device, Tensor};
 use mamba_core::run_folder::Metric;
-use mamba_core::train::{StepLoss, Task, TrainConfig};
+use mamba_core::train::{Prepared, StepLoss, Task, TrainConfig};
 use mamba_core::{Params, Rng};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -59,6 +59,7 @@ pub struct Enhancement<'a> {
     params: Params,
     model: SeMamba,
     discriminator: Option<MetricDiscriminator>,
+    prepared: Prepared<Vec<Pair>>,
     device: Device,
 }
 
@@ -77,7 +78,20 @@ impl<'a> Enhancement<'a> {
         let of_discriminator = |name: &str| name.starts_with(DISCRIMINATOR);
         params.check_with(of_discriminator, of_discriminator)?;
         let device = params.device().clone();
-        Ok(Self { cfg, mixtures, valid: mixtures.valid_pairs(), params, model, discriminator, device })
+        let (valid, prepared) = (mixtures.valid_pairs(), Prepared::default());
+        Ok(Self { cfg, mixtures, valid, params, model, discriminator, prepared, device })
+    }
+
+    /// The mixtures of a micro-batch, the first of which is number `first` of the run.
+    fn mixed(&self, first: u64) -> Vec<Pair> {
+        let TrainConfig { batch_size, seed, .. } = self.cfg.train;
+        let pair = |i| self.mixtures.train_pair(seed, first + i);
+        (0..batch_size as u64).into_par_iter().map(pair).collect()
+    }
+
+    fn first_of(&self, step: u64, micro: usize) -> u64 {
+        let TrainConfig { batch_size, accumulate, .. } = self.cfg.train;
+        (step * accumulate as u64 + micro as u64) * batch_size as u64
     }
 
     /// The model with its present weights.
@@ -162,15 +176,15 @@ impl Task for Enhancement<'_> {
         serde_json::to_value(&self.cfg.model).expect("a config of plain values has a JSON form")
     }
 
+    fn prepare(&mut self, step: u64, micro: usize) {
+        self.prepared.put(step, micro, self.mixed(self.first_of(step, micro)));
+    }
+
     fn train_step(&mut self, step: u64, micro: usize) -> mamba_core::Result<StepLoss> {
-        let TrainConfig { batch_size, accumulate, seed, .. } = self.cfg.train;
-        let first = (step * accumulate as u64 + micro as u64) * batch_size as u64;
-        let pairs: Vec<Pair> = (0..batch_size as u64)
-            .into_par_iter()
-            .map(|i| self.mixtures.train_pair(seed, first + i))
-            .collect();
-        let mut rng = Rng::stream(seed, "dropout", first);
-        Ok(StepLoss { loss: self.loss(&pairs, &mut rng)?, items: batch_size * self.cfg.data.segment_size })
+        let first = self.first_of(step, micro);
+        let pairs = self.prepared.take(step, micro).unwrap_or_else(|| self.mixed(first));
+        let mut rng = Rng::stream(self.cfg.train.seed, "dropout", first);
+        Ok(StepLoss { loss: self.loss(&pairs, &mut rng)?, items: pairs.len() * self.cfg.data.segment_size })
     }
 
     fn evaluate(&mut self) -> mamba_core::Result<Vec<Metric>> {

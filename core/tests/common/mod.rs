@@ -130,7 +130,9 @@ pub fn records(dir: &Path) -> Vec<Record> {
     let mut records = RunFolder::resume(dir).unwrap().records().unwrap();
     for record in &mut records {
         match record {
-            Record::Train { rate, seconds, .. } => (*rate, *seconds) = (0.0, 0.0),
+            Record::Train { rate, seconds, peak_memory, .. } => {
+                (*rate, *seconds, *peak_memory) = (0.0, 0.0, None);
+            }
             Record::Valid { seconds, .. } => *seconds = 0.0,
         }
     }
