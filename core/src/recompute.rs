@@ -14,12 +14,12 @@
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Storage, Tensor, Var, bail};
 #[cfg(feature = "cuda")]
 use candle_core::{
     CudaStorage,
     backend::{BackendDevice, BackendStorage},
 };
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Storage, Tensor, Var, bail};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// `f(x)`, of which nothing but `x` and the result is kept until the backward pass.

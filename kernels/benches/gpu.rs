@@ -151,7 +151,9 @@ fn main() -> Result<()> {
     }
     let copy = copy_bandwidth(&device, if dry { 1 << 20 } else { 1 << 30 })?;
     match json {
-        true => println!("{}", serde_json::json!({"program": "mamba-kernels", "copy_bytes_per_second": copy})),
+        true => {
+            println!("{}", serde_json::json!({"program": "mamba-kernels", "copy_bytes_per_second": copy}))
+        }
         false => println!("copy: {:.0} GB/s read and written", copy / 1e9),
     }
     for shape in &SHAPES {
@@ -166,7 +168,8 @@ fn main() -> Result<()> {
                     x.to_dtype(if *parameter { DType::F32 } else { dtype })?.to_device(&device)
                 };
                 let x = work.inputs.iter().enumerate().map(make).collect::<Result<Vec<_>>>()?;
-                let tracked = x.iter().map(|x| Ok(Var::from_tensor(x)?.into_inner())).collect::<Result<Vec<_>>>()?;
+                let tracked =
+                    x.iter().map(|x| Ok(Var::from_tensor(x)?.into_inner())).collect::<Result<Vec<_>>>()?;
                 let forward = seconds(&device, || (work.run)(&x).map(drop))?;
                 let both = seconds(&device, || (work.run)(&tracked)?.backward().map(drop))?;
                 for (pass, seconds, elements) in

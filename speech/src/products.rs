@@ -35,9 +35,7 @@ fn matrix(cfg: &StftConfig, kind: Matrix, dtype: DType, device: &Device) -> Resu
         bail!("stft: n_fft {}, expected at most {MOST_SAMPLES} on a GPU", cfg.n_fft);
     }
     let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
-    let same = |(c, k, m): &&Made| {
-        (c, *k, m.dtype()) == (cfg, kind, dtype) && m.device().same_device(device)
-    };
+    let same = |(c, k, m): &&Made| (c, *k, m.dtype()) == (cfg, kind, dtype) && m.device().same_device(device);
     if let Some((.., matrix)) = made.iter().find(same) {
         return Ok(matrix.clone());
     }
@@ -81,7 +79,8 @@ pub(crate) fn stft(signal: &Tensor, cfg: &StftConfig) -> Result<Tensor> {
     let (half, hop) = (cfg.n_fft / 2, cfg.hop_size);
     let frames = samples / hop + 1;
     // Reflected ends.
-    let (left, right) = (picked(signal, (1..=half).rev())?, picked(signal, (0..half).map(|i| samples - 2 - i))?);
+    let (left, right) =
+        (picked(signal, (1..=half).rev())?, picked(signal, (0..half).map(|i| samples - 2 - i))?);
     let x = Tensor::cat(&[&left, signal, &right], 1)?; // (B, samples + n_fft)
     // Rows of a hop each; frame t is made of the rows from t on.
     let rows = frames - 1 + hops(cfg);
@@ -121,7 +120,9 @@ pub(crate) fn istft(spectrum: &Tensor, cfg: &StftConfig) -> Result<Tensor> {
     let inverse: Vec<f64> = envelope[cfg.n_fft / 2..][..samples].iter().map(|e| 1.0 / e).collect();
     let inverse = Tensor::from_vec(inverse, (1, samples), &Device::Cpu)?;
     let inverse = inverse.to_dtype(sum.dtype())?.to_device(sum.device())?;
-    sum.reshape((batch, (frames - 1 + hops) * hop))?.narrow(1, cfg.n_fft / 2, samples)?.broadcast_mul(&inverse)
+    sum.reshape((batch, (frames - 1 + hops) * hop))?
+        .narrow(1, cfg.n_fft / 2, samples)?
+        .broadcast_mul(&inverse)
 }
 
 /// The angle of `(x, y)`, to 1e-7; its gradient at the origin is 0.
@@ -131,10 +132,10 @@ pub(crate) fn atan2(y: &Tensor, x: &Tensor) -> Result<Tensor> {
     // 1e-38: the origin has the angle 0.
     let ratio = (height.minimum(&width)? / (height.maximum(&width)? + 1e-38)?)?;
     // Within 0.004 of the angle to the nearer axis, up to π/4.
-    let small = (&ratio * ((ratio.neg()? + 1.0)? * 0.273 + PI / 4.0)?)?;
+    let small = (&ratio * ratio.affine(-0.273, PI / 4.0 + 0.273)?)?;
     let steep = height.gt(&width)?;
-    let angle = steep.where_cond(&((small.neg()? + FRAC_PI_2)?), &small)?;
-    let angle = x0.lt(0.0)?.where_cond(&(angle.neg()? + PI)?, &angle)?;
+    let angle = steep.where_cond(&small.affine(-1.0, FRAC_PI_2)?, &small)?;
+    let angle = x0.lt(0.0)?.where_cond(&angle.affine(-1.0, PI)?, &angle)?;
     let angle = y0.lt(0.0)?.where_cond(&angle.neg()?, &angle)?;
     // The point turned back by that angle is almost on the axis; what is left is its height.
     let squares = ((x0.sqr()? + y0.sqr()?)? + 1e-38)?;
@@ -142,7 +143,7 @@ pub(crate) fn atan2(y: &Tensor, x: &Tensor) -> Result<Tensor> {
     let angle = (angle + left)?;
     // Nothing in value, the angle in gradient: dθ = (x dy - y dx) / (x² + y²).
     let squares = (squares + 1e-20)?;
-    let line = ((((&x0 * y)? - (&y0 * x)?)?) / squares)?;
+    let line = (((&x0 * y)? - (&y0 * x)?)? / squares)?;
     let nothing = (&line - line.detach())?;
     angle + nothing
 }
@@ -188,7 +189,8 @@ mod tests {
     fn angles_and_their_gradients_are_right_all_around() -> Result<()> {
         let turns: Vec<f64> = (0..200).map(|i| TAU * (f64::from(i) + 0.3) / 200.0).collect();
         let radii = pseudo_random(&[200], 3, DType::F64)?.exp()?.to_vec1::<f64>()?;
-        let of = |f: fn(f64) -> f64| -> Vec<f64> { turns.iter().zip(&radii).map(|(t, r)| r * f(*t)).collect() };
+        let of =
+            |f: fn(f64) -> f64| -> Vec<f64> { turns.iter().zip(&radii).map(|(t, r)| r * f(*t)).collect() };
         let points = [Tensor::new(of(f64::sin), &Device::Cpu)?, Tensor::new(of(f64::cos), &Device::Cpu)?];
         let want = both(&points, |p| spectrum::atan2(&p[0], &p[1]))?;
         for (got, want) in both(&points, |p| atan2(&p[0], &p[1]))?.iter().zip(&want) {

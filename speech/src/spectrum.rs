@@ -29,7 +29,8 @@ impl Spectrum {
     /// Of signals `(B, samples)`. No gradient flows through the phase of silence.
     pub fn of(signal: &Tensor, cfg: &StftConfig, compress: f64) -> Result<Self> {
         let x = stft(&widened(signal)?, cfg)?;
-        let of = Self::from_parts(&x.narrow(3, 0, 1)?.squeeze(3)?, &x.narrow(3, 1, 1)?.squeeze(3)?, compress)?;
+        let of =
+            Self::from_parts(&x.narrow(3, 0, 1)?.squeeze(3)?, &x.narrow(3, 1, 1)?.squeeze(3)?, compress)?;
         Ok(Self { mag: of.mag.to_dtype(signal.dtype())?, pha: of.pha.to_dtype(signal.dtype())? })
     }
 

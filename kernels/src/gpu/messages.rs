@@ -71,7 +71,8 @@ mod tests {
 
     #[test]
     fn a_gpu_that_does_not_open_is_explained() {
-        let driver = |code: &str| does_not_open(&format!("DriverError({code}, \"text of the driver\")\n   0: main"));
+        let driver =
+            |code: &str| does_not_open(&format!("DriverError({code}, \"text of the driver\")\n   0: main"));
         for (code, words) in [
             ("CUDA_ERROR_STUB_LIBRARY", "no NVIDIA driver is loaded (CUDA_ERROR_STUB_LIBRARY)"),
             (

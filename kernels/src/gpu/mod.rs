@@ -29,7 +29,9 @@ pub(crate) use spans::{SpanPlan, SpansArgs};
 /// Why it does not open, in words for people: no driver, no such GPU, one that is too old for this build, no feature `cuda`.
 pub fn open_gpu(number: usize) -> std::result::Result<Device, String> {
     #[cfg(feature = "cuda")]
-    return device::open(number).map(Device::Cuda).map_err(|error| messages::does_not_open(&error.to_string()));
+    return device::open(number)
+        .map(Device::Cuda)
+        .map_err(|error| messages::does_not_open(&error.to_string()));
     #[cfg(not(feature = "cuda"))]
     {
         let _ = number;

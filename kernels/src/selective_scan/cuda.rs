@@ -146,7 +146,9 @@ impl<'a> Launches<'a> {
     /// Memory for the states of rounds that wait; the kernels for constant coefficients keep a single round there too.
     fn carry(&self, blocks: usize, tiles: usize) -> Result<Option<Buffer>> {
         let shape = (blocks * tiles, self.rounds, STATES * THREADS);
-        (self.rounds > 1 || self.has_constant()).then(|| self.gpu.uninitialised(shape, DType::F32)).transpose()
+        (self.rounds > 1 || self.has_constant())
+            .then(|| self.gpu.uninitialised(shape, DType::F32))
+            .transpose()
     }
 
     fn has_constant(&self) -> bool {
