@@ -73,14 +73,23 @@ template <typename T, bool GRADIENT> struct Row {
     float sums[ITEMS], gates[ITEMS], gradients[GRADIENT ? ITEMS : 1];
 
     __device__ Row(const NormArgs& args, i64 first) : args(args), first(first), first_column(first % args.d) {
-        // Loads have no condition, so that nothing is between them; what lies beyond the group is never used.
+        fetch(args.x, sums);
+        if (args.residual != nullptr) {
+            float terms[ITEMS];
+            fetch(args.residual, terms);
 #pragma unroll
-        for (int j = 0; j < ITEMS; ++j) {
-            const i64 at = first + min(i64(threadIdx.x) + i64(j) * blockDim.x, args.group - 1);
-            sums[j] = load<T>(args.x, at);
-            if (args.residual != nullptr) sums[j] += load<T>(args.residual, at);
-            gates[j] = args.z != nullptr ? load<T>(args.z, at) : 0.0f;
-            if (GRADIENT) gradients[j] = args.dy != nullptr ? load<T>(args.dy, at) : 0.0f;
+            for (int j = 0; j < ITEMS; ++j) sums[j] += terms[j];
+        }
+        if (args.z != nullptr) fetch(args.z, gates);
+        if (GRADIENT && args.dy != nullptr) fetch(args.dy, gradients);
+    }
+
+    // This thread's elements of a (rows, D) array, those beyond the group excepted. Nothing is between the loads.
+    template <int N> __device__ void fetch(const void* data, float (&values)[N]) const {
+#pragma unroll
+        for (int j = 0; j < N; ++j) {
+            const i64 i = i64(threadIdx.x) + i64(j) * blockDim.x;
+            values[j] = i < args.group ? load<T>(data, first + i) : 0.0f;
         }
     }
 
