@@ -9,6 +9,7 @@ use crate::models::Model;
 use crate::recommender::Recommender;
 use crate::sampler::{PackedBatch, Sampler};
 use candle_core::{D, Device, Tensor};
+use mamba_core::nn::widen;
 use mamba_core::run_folder::Metric;
 use mamba_core::train::{Prepared, StepLoss, Task};
 use mamba_core::{Params, Rng};
@@ -100,7 +101,7 @@ impl<'a> Training<'a> {
             Loss::Bpr => {
                 let negatives = targets.iter().map(|_| draw()).collect();
                 let score = |items: Vec<u32>| -> candle_core::Result<Tensor> {
-                    (hidden * table.index_select(&tensor(items)?, 0)?)?.sum(D::Minus1) // (n)
+                    widen(&(hidden * table.index_select(&tensor(items)?, 0)?)?.sum(D::Minus1)?) // (n)
                 };
                 bpr_loss(&score(targets)?, &score(negatives)?)
             }

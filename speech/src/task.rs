@@ -7,6 +7,7 @@ use crate::mixture::{MixtureConfig, Mixtures, Pair, rms};
 use crate::spectrum::Spectrum;
 use crate::{Config, Enhancer, Error, SeMamba};
 use candle_core::{DType, Device, Tensor};
+use mamba_core::nn::widen;
 use mamba_core::run_folder::Metric;
 use mamba_core::train::{Prepared, StepLoss, Task, TrainConfig};
 use mamba_core::{Params, Rng};
@@ -103,6 +104,8 @@ impl<'a> Enhancement<'a> {
     /// gradients do not mix. `rng` is for its dropout.
     pub fn loss(&self, pairs: &[Pair], rng: &mut Rng) -> mamba_core::Result<Tensor> {
         let (stft, compress) = (&self.cfg.model.stft_cfg, self.cfg.model.model_cfg.compress_factor);
+        // Losses are computed in f32 where the model is in half precision.
+        let dtype = if self.params.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
         let scaled = |signal: &[f32], factor: f32| signal.iter().map(|x| x * factor).collect::<Vec<_>>();
         let factor = |pair: &Pair| match self.cfg.model.model_cfg.causal {
             // A stream does not know its level in advance.
@@ -112,21 +115,35 @@ impl<'a> Enhancement<'a> {
         let batch = |of: fn(&Pair) -> &[f32]| {
             let values: Vec<f32> = pairs.iter().flat_map(|p| scaled(of(p), factor(p))).collect();
             let shape = (pairs.len(), pairs[0].noisy.len());
-            Tensor::from_vec(values, shape, &self.device)?.to_dtype(self.params.dtype())
+            Tensor::from_vec(values, shape, &self.device)?.to_dtype(dtype)
         };
         let (noisy, clean) = (batch(|p| &p.noisy)?, batch(|p| &p.clean)?);
-        let enhanced = self.model.forward(&Spectrum::of(&noisy, stft, compress)?)?;
+        let noisy = noisy.to_dtype(self.params.dtype())?;
+        let Spectrum { mag, pha } = self.model.forward(&Spectrum::of(&noisy, stft, compress)?)?;
+        let enhanced = Spectrum { mag: widen(&mag)?, pha: widen(&pha)? };
         let clean_spectrum = Spectrum::of(&clean, stft, compress)?;
         let losses = Losses::new(&self.cfg.model, &enhanced, &clean_spectrum, &clean)?;
         let total = losses.total(&self.cfg.loss)?;
         let Some(discriminator) = &self.discriminator else { return Ok(total) };
-        let judged = discriminator.detach().forward(&clean_spectrum.mag, &enhanced.mag, None)?;
+        let (clean_mag, enhanced_mag) = (self.narrow(&clean_spectrum.mag)?, self.narrow(&enhanced.mag)?);
+        let judged = widen(&discriminator.detach().forward(&clean_mag, &enhanced_mag, None)?)?;
         let metric = ((judged - 1.0)?.sqr()?.mean_all()? * self.cfg.loss.metric)?;
         let fixed = Spectrum { mag: enhanced.mag.detach(), pha: enhanced.pha.detach() };
         let signals = fixed.signal(stft, compress)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
-        let learnt =
-            self.discriminator_loss(discriminator, &clean_spectrum.mag, &fixed.mag, pairs, &signals, rng)?;
+        let learnt = self.discriminator_loss(
+            discriminator,
+            &clean_mag,
+            &self.narrow(&fixed.mag)?,
+            pairs,
+            &signals,
+            rng,
+        )?;
         Ok(total.add(&metric)?.add(&learnt)?)
+    }
+
+    /// In the type of the parameters.
+    fn narrow(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        x.to_dtype(self.params.dtype())
     }
 
     /// How far the discriminator's predictions are from 1 for clean speech, and from PESQ for enhanced speech.
@@ -139,7 +156,7 @@ impl<'a> Enhancement<'a> {
         signals: &[Vec<f32>],
         rng: &mut Rng,
     ) -> mamba_core::Result<Tensor> {
-        let own = (discriminator.forward(clean, clean, Some(rng))? - 1.0)?.sqr()?.mean_all()?;
+        let own = (widen(&discriminator.forward(clean, clean, Some(rng))?)? - 1.0)?.sqr()?.mean_all()?;
         let pesq: Vec<Option<f64>> = pairs
             .par_iter()
             .zip(signals)
@@ -148,9 +165,9 @@ impl<'a> Enhancement<'a> {
         // A segment without speech has no PESQ; it then counts for nothing.
         let target: Vec<f32> = pesq.iter().map(|p| p.map_or(0.0, |p| ((p - 1.0) / 3.5) as f32)).collect();
         let weight: Vec<f32> = pesq.iter().map(|p| f32::from(u8::from(p.is_some()))).collect();
-        let tensor = |x: Vec<f32>| Tensor::new(x, &self.device)?.to_dtype(self.params.dtype());
-        let predicted = discriminator.forward(clean, enhanced, Some(rng))?;
-        let errors = ((predicted - tensor(target)?)?.sqr()? * tensor(weight)?)?;
+        let predicted = widen(&discriminator.forward(clean, enhanced, Some(rng))?)?;
+        let tensor = |x: Vec<f32>| Tensor::new(x, &self.device)?.to_dtype(predicted.dtype());
+        let errors = ((&predicted - tensor(target)?)?.sqr()? * tensor(weight)?)?;
         Ok(own.add(&errors.mean_all()?)?)
     }
 }

@@ -23,6 +23,7 @@ use crate::labelled::{Columns, LabelledSet};
 use crate::metrics;
 use crate::tokenizer::{N, is_base, reverse_complement_in_place};
 use candle_core::{DType, Device, Tensor};
+use mamba_core::nn::widen;
 use mamba_core::run_folder::Metric;
 use mamba_core::train::{Prepared, StepLoss, Task, TrainConfig};
 use mamba_core::{Error, LoraConfig, Params, Result, Rng};
@@ -507,7 +508,7 @@ impl Task for Finetuning<'_> {
         let items = sequences.iter().map(Vec::len).sum();
         let sequences: Vec<&[u8]> = sequences.iter().map(Vec::as_slice).collect();
         let batch = SequenceBatch::new(&sequences, &self.device)?;
-        let logits = self.model.forward_train(&batch, &mut rng)?; // (B, outputs)
+        let logits = widen(&self.model.forward_train(&batch, &mut rng)?)?; // (B, outputs)
         let loss = match self.target {
             Target::Classes { .. } => {
                 classes_loss(&logits, &labels, &self.weights, self.cfg.task.label_smoothing)?

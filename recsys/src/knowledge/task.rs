@@ -5,6 +5,7 @@ use super::model::{Mamba4Kt, Mamba4KtConfig, START, interaction};
 use super::{AnswerLog, Student};
 use crate::ItemMap;
 use candle_core::{DType, Device, Tensor};
+use mamba_core::nn::widen;
 use mamba_core::run_folder::Metric;
 use mamba_core::train::{Prepared, StepLoss, Task, TrainConfig};
 use mamba_core::{Params, Result, Rng};
@@ -197,7 +198,7 @@ impl Task for KtTraining<'_> {
         let index = step * self.cfg.train.accumulate as u64 + micro as u64;
         let packed = self.prepared.take(step, micro).unwrap_or_else(|| self.batch(index));
         let mut rng = Rng::stream(self.cfg.train.seed, "dropout", index);
-        let log_odds = packed.forward(&self.model, &self.device, Some(&mut rng))?; // (L)
+        let log_odds = widen(&packed.forward(&self.model, &self.device, Some(&mut rng))?)?; // (L)
         let right = Tensor::new(&packed.right[..], &self.device)?.to_dtype(log_odds.dtype())?;
         Ok(StepLoss { loss: bce_loss(&log_odds, &right)?, items: packed.right.len() })
     }
