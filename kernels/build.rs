@@ -44,15 +44,18 @@ fn compile() -> Result<(), String> {
             .output()
             .map_err(|error| format!("{} does not start: {error}", nvcc.display()))?;
         let text = String::from_utf8_lossy(&done.stderr);
-        let frame = text.lines().any(|line| {
-            let line = line.trim_start();
-            line.contains("bytes stack frame") && !line.starts_with("0 ")
+        // Besides errors, what the compiler says of each kernel: its registers, and the memory of a thread.
+        let (report, problems): (Vec<&str>, Vec<&str>) = text.lines().partition(|line| {
+            line.contains("ptxas info")
+                || line.contains("Function properties")
+                || line.trim().starts_with("0 bytes stack")
         });
+        let frame = problems.iter().any(|line| line.contains("bytes stack frame"));
         if frame || !done.status.success() {
-            for line in text.lines() {
+            for line in if problems.is_empty() { report } else { problems } {
                 println!("cargo::warning={line}");
             }
-            let problem = if frame { "arrays in memory" } else { "nvcc refuses it" };
+            let problem = if frame { "registers or arrays in memory" } else { "nvcc refuses it" };
             return Err(format!("{}: {problem}", source.display()));
         }
     }
