@@ -26,17 +26,19 @@ pub(crate) use spans::{SpanPlan, SpansArgs};
 /// the process.
 ///
 /// # Errors
-/// Why it does not open, in words for people: no driver, no such GPU, one that is too old for this build, no feature `cuda`.
+/// Why it does not open, in words for people: no driver, no such GPU, one that is too old for this build.
+#[cfg(feature = "cuda")]
 pub fn open_gpu(number: usize) -> std::result::Result<Device, String> {
-    #[cfg(feature = "cuda")]
-    return device::open(number)
-        .map(Device::Cuda)
-        .map_err(|error| messages::does_not_open(&error.to_string()));
-    #[cfg(not(feature = "cuda"))]
-    {
-        let _ = number;
-        Err("this build has no CUDA support (feature `cuda`)".into())
-    }
+    device::open(number).map(Device::Cuda).map_err(|error| messages::does_not_open(&error.to_string()))
+}
+
+/// Opens the GPU of a number: this build, without feature `cuda`, has none.
+///
+/// # Errors
+/// Always.
+#[cfg(not(feature = "cuda"))]
+pub fn open_gpu(_: usize) -> std::result::Result<Device, String> {
+    Err("this build has no CUDA support (feature `cuda`)".into())
 }
 
 /// The most bytes that tensors of this process have taken on a GPU at once; none for the CPU, or where the driver does not
