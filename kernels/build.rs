@@ -31,24 +31,32 @@ fn compile() -> Result<(), String> {
     for module in MODULES {
         let source = Path::new("cuda").join(module).with_extension("cu");
         // Code for A100 and H100, and portable code that drivers compile for what comes after them. A register that is
-        // spilled to memory is an error.
+        // spilled to memory is an error, and so is an array that lies there because an index is not known.
         let done = Command::new(&nvcc)
             .args(["-std=c++17", "-O3", "-fatbin"])
             .args(["-gencode", "arch=compute_80,code=sm_80"])
             .args(["-gencode", "arch=compute_90,code=sm_90"])
             .args(["-gencode", "arch=compute_90,code=compute_90"])
-            .args(["-Xptxas", "--warn-on-spills,--warning-as-error"])
+            .args(["-Xptxas", "-v,--warn-on-spills,--warning-as-error"])
             .arg(&source)
             .arg("-o")
             .arg(output.join(module).with_extension("fatbin"))
             .output()
             .map_err(|error| format!("{} does not start: {error}", nvcc.display()))?;
-        if !done.status.success() {
-            let text = String::from_utf8_lossy(&done.stderr);
-            for line in text.lines() {
+        let text = String::from_utf8_lossy(&done.stderr);
+        // Besides errors, what the compiler says of each kernel: its registers, and the memory of a thread.
+        let (report, problems): (Vec<&str>, Vec<&str>) = text.lines().partition(|line| {
+            line.contains("ptxas info")
+                || line.contains("Function properties")
+                || line.trim().starts_with("0 bytes stack")
+        });
+        let frame = problems.iter().any(|line| line.contains("bytes stack frame"));
+        if frame || !done.status.success() {
+            for line in if problems.is_empty() { report } else { problems } {
                 println!("cargo::warning={line}");
             }
-            return Err(format!("nvcc refused {}", source.display()));
+            let problem = if frame { "registers or arrays in memory" } else { "nvcc refuses it" };
+            return Err(format!("{}: {problem}", source.display()));
         }
     }
     Ok(())

@@ -28,34 +28,21 @@ impl DeviceChoice {
     }
 }
 
-#[cfg(feature = "cuda")]
 fn open_cuda(number: usize) -> Result<Device> {
-    // One stream for all threads: what a loading thread uploads comes before what is computed from it.
-    let open = || {
-        let device = Device::new_cuda_with_stream(number)?;
-        mamba_kernels::check_device(&device).map(|()| device)
-    };
-    open().map_err(|error: candle_core::Error| {
-        let text = error.to_string();
-        let known = [
-            ("CUDA_ERROR_NO_DEVICE", "this machine has no NVIDIA GPU that the driver shows"),
-            ("CUDA_ERROR_INVALID_DEVICE", "there is no GPU of that number: nvidia-smi lists them"),
-            ("CUDA_ERROR_STUB_LIBRARY", "no NVIDIA driver is loaded"),
-            ("CUDA_ERROR_INSUFFICIENT_DRIVER", "the NVIDIA driver is too old for this build's CUDA"),
-            ("CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "driver and libcuda are of different versions"),
-            ("CUDA_ERROR_OUT_OF_MEMORY", "other programs use all of its memory"),
-        ];
-        let reason = known.iter().find(|(code, _)| text.contains(code));
-        // A backtrace may follow the first line.
-        let first = text.lines().next().unwrap_or_default();
-        let reason = reason.map_or_else(|| first.to_string(), |(code, words)| format!("{words} ({code})"));
-        Error::Config(format!("device cuda:{number}: {reason}"))
-    })
+    mamba_kernels::open_gpu(number).map_err(|reason| Error::Config(format!("device cuda:{number}: {reason}")))
 }
 
-#[cfg(not(feature = "cuda"))]
-fn open_cuda(number: usize) -> Result<Device> {
-    Err(Error::Config(format!("device cuda:{number}: this build has no CUDA support (feature `cuda`)")))
+/// The most memory that computing has taken so far, in bytes: on a GPU, what its tensors took at once; on the CPU, what the
+/// process had resident. None where the system does not say.
+pub fn peak_memory(device: &Device) -> Option<u64> {
+    if !device.is_cpu() {
+        return mamba_kernels::peak_gpu_memory(device);
+    }
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let kib: u64 = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:")?.trim().split(' ').next()?.parse().ok())?;
+    Some(kib * 1024)
 }
 
 impl FromStr for DeviceChoice {

@@ -210,8 +210,8 @@ impl Module for GatedMlp {
     }
 }
 
-/// Half precision as f32.
-fn widen(x: &Tensor) -> Result<Tensor> {
+/// Half precision as f32, in which losses are summed; other types as they are.
+pub fn widen(x: &Tensor) -> Result<Tensor> {
     match x.dtype() {
         DType::BF16 | DType::F16 => x.to_dtype(DType::F32),
         _ => Ok(x.clone()),

@@ -15,6 +15,11 @@
 //! ```
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Storage, Tensor, Var, bail};
+#[cfg(feature = "cuda")]
+use candle_core::{
+    CudaStorage,
+    backend::{BackendDevice, BackendStorage},
+};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// `f(x)`, of which nothing but `x` and the result is kept until the backward pass.
@@ -29,9 +34,6 @@ pub fn recompute(
     let tracked: Vec<&Tensor> = std::iter::once(x).chain(params).filter(|t| t.track_op()).collect();
     if tracked.is_empty() {
         return f(x);
-    }
-    if !x.device().is_cpu() {
-        bail!("recompute: only tensors on the CPU are supported");
     }
     let grads: Cells = Arc::new(tracked.iter().map(|_| Mutex::new(None)).collect());
     let taps = tracked.iter().enumerate().map(|(index, t)| t.apply_op1(Tap { grads: grads.clone(), index }));
@@ -72,6 +74,12 @@ impl CustomOp1 for Tap {
         Ok((one, Shape::from(1)))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        let shape = Shape::from(1);
+        Ok((storage.device().zeros_impl(&shape, storage.dtype())?, shape))
+    }
+
     fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
         Ok(self.grads[self.index].lock().unwrap_or_else(PoisonError::into_inner).take())
     }
@@ -101,6 +109,18 @@ impl<F: Fn(&Tensor) -> Result<Tensor> + Send + Sync> CustomOp1 for Whole<F> {
         match &*storage {
             Storage::Cpu(cpu) => Ok((cpu.clone(), output.shape().clone())),
             _ => bail!("recompute: the output has left the CPU"),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        let Some(output) = self.output.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            bail!("recompute: the output was taken before");
+        };
+        let (storage, layout) = output.storage_and_layout();
+        match &*storage {
+            Storage::Cuda(cuda) => Ok((cuda.try_clone(layout)?, output.shape().clone())),
+            _ => bail!("recompute: the output has left the GPU"),
         }
     }
 

@@ -51,6 +51,34 @@ fn a_stopped_run_resumes_bit_for_bit() {
 }
 
 #[test]
+fn batches_that_are_prepared_ahead_change_nothing() {
+    let runs = [false, true].map(|ahead| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut task = Perceptron::new(&config(12), 16).unwrap();
+        task.ahead = ahead;
+        train(&mut task, dir.path()).unwrap();
+        // two micro-batches a step; nobody prepares the very first
+        assert_eq!(task.taken, if ahead { 23 } else { 0 });
+        dir
+    });
+    assert_same_run(runs[0].path(), runs[1].path());
+}
+
+#[test]
+fn the_log_says_how_much_memory_was_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    train(&mut Perceptron::new(&config(4), 16).unwrap(), dir.path()).unwrap();
+    let records = RunFolder::resume(dir.path()).unwrap().records().unwrap();
+    let memory = records.iter().find_map(|record| match record {
+        Record::Train { peak_memory, .. } => *peak_memory,
+        Record::Valid { .. } => None,
+    });
+    if cfg!(target_os = "linux") {
+        assert!(memory.unwrap() > 1 << 20, "{memory:?}");
+    }
+}
+
+#[test]
 fn resuming_a_finished_run_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let first = train(&mut Perceptron::new(&config(12), 16).unwrap(), dir.path()).unwrap();

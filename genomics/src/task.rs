@@ -15,7 +15,7 @@ use candle_core::{D, Device, Tensor};
 use mamba_core::Params;
 use mamba_core::nn::cross_entropy;
 use mamba_core::run_folder::Metric;
-use mamba_core::train::{StepLoss, Task, TrainConfig};
+use mamba_core::train::{Prepared, StepLoss, Task, TrainConfig};
 use mamba_datasets::Fractions;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -283,7 +283,15 @@ pub struct Pretraining<'a> {
     /// One for each length of the warm-up, the last of full length.
     samplers: Vec<WindowSampler>,
     valid: Vec<Interval>,
+    prepared: Prepared<MaskedBatch>,
     device: Device,
+}
+
+/// Windows of one length, row by row: what the model sees, and what it is asked.
+struct MaskedBatch {
+    input_ids: Vec<u32>,
+    labels: Vec<u32>,
+    length: usize,
 }
 
 impl<'a> Pretraining<'a> {
@@ -317,7 +325,24 @@ impl<'a> Pretraining<'a> {
         params.check()?;
         let device = params.device().clone();
         let valid = data.valid_windows(cfg.data.max_valid_windows);
-        Ok(Self { cfg, data, params, model, samplers, valid, device })
+        Ok(Self { cfg, data, params, model, samplers, valid, prepared: Prepared::default(), device })
+    }
+
+    fn batch(&self, step: u64, micro: usize) -> MaskedBatch {
+        let (full, seed) = (self.cfg.data.length, self.cfg.train.seed);
+        let stage = self.cfg.length_warmup.map_or(0, |warmup| warmup.stage(step, full));
+        let sampler = &self.samplers[stage];
+        let length = sampler.length();
+        let batch = self.cfg.train.batch_size * (full / length);
+        let mut ids = vec![0u8; length];
+        let (mut input_ids, mut labels) = (vec![0u32; batch * length], vec![0u32; batch * length]);
+        let rows = input_ids.chunks_exact_mut(length).zip(labels.chunks_exact_mut(length));
+        for (i, (input_ids, labels)) in rows.enumerate() {
+            let row = (micro * batch + i) as u64;
+            sampler.sample(&self.data.genome, seed, step, row, &mut ids);
+            mask_row(&ids, &MaskConfig::TRAIN, (seed, step, row), input_ids, labels);
+        }
+        MaskedBatch { input_ids, labels, length }
     }
 
     /// The model with its present weights.
@@ -335,23 +360,16 @@ impl Task for Pretraining<'_> {
         serde_json::to_value(&self.cfg.model).expect("a config of plain values has a JSON form")
     }
 
+    fn prepare(&mut self, step: u64, micro: usize) {
+        self.prepared.put(step, micro, self.batch(step, micro));
+    }
+
     fn train_step(&mut self, step: u64, micro: usize) -> mamba_core::Result<StepLoss> {
-        let (full, seed) = (self.cfg.data.length, self.cfg.train.seed);
-        let stage = self.cfg.length_warmup.map_or(0, |warmup| warmup.stage(step, full));
-        let sampler = &self.samplers[stage];
-        let length = sampler.length();
-        let batch = self.cfg.train.batch_size * (full / length);
-        let mut ids = vec![0u8; length];
-        let (mut input_ids, mut labels) = (vec![0u32; batch * length], vec![0u32; batch * length]);
-        let rows = input_ids.chunks_exact_mut(length).zip(labels.chunks_exact_mut(length));
-        for (i, (input_ids, labels)) in rows.enumerate() {
-            let row = (micro * batch + i) as u64;
-            sampler.sample(&self.data.genome, seed, step, row, &mut ids);
-            mask_row(&ids, &MaskConfig::TRAIN, (seed, step, row), input_ids, labels);
-        }
-        let input_ids = Tensor::from_vec(input_ids, (batch, length), &self.device)?;
-        let labels = Tensor::from_vec(labels, (batch, length), &self.device)?;
-        Ok(StepLoss { loss: self.model.loss(&input_ids, &labels, None)?, items: batch * length })
+        let batch = self.prepared.take(step, micro).unwrap_or_else(|| self.batch(step, micro));
+        let (shape, items) = ((batch.input_ids.len() / batch.length, batch.length), batch.input_ids.len());
+        let input_ids = Tensor::from_vec(batch.input_ids, shape, &self.device)?;
+        let labels = Tensor::from_vec(batch.labels, shape, &self.device)?;
+        Ok(StepLoss { loss: self.model.loss(&input_ids, &labels, None)?, items })
     }
 
     fn evaluate(&mut self) -> mamba_core::Result<Vec<Metric>> {

@@ -1,10 +1,12 @@
 // The causal depthwise convolution (src/causal_conv1d): a thread for each channel and span of steps, which slides its
-// window of the last K tokens through registers. Token-major, so that the lanes of a warp read consecutive channels.
+// window of the last K tokens through registers. Token-major, so that the lanes of a warp read consecutive channels. Eight
+// tokens are asked for before one is waited for.
 //
 // Grid: (spans, channels / THREADS). Block: THREADS. No shared memory. Widths 1..=8; 1..=4 in the narrow kernels.
 #include "common.cuh"
 
 constexpr int THREADS = 128;
+constexpr int BATCH = 8;  // tokens that are loaded together
 
 struct ConvArgs {
     Spans spans;
@@ -32,15 +34,24 @@ template <typename T, int MAX> struct Channel {
     const i64 channel;
     const int width;
     float taps[MAX];
+    float reversed[MAX];  // the same for a window of later steps: the newest tap at the oldest of them
     float bias;
 
     __device__ Channel(const ConvArgs& args, i64 channel)
         : args(args), span(args.spans.get(blockIdx.x)), channel(channel), width(int(args.width)) {
 #pragma unroll
         for (int k = 0; k < MAX; ++k) {
-            taps[k] = k >= MAX - width ? args.weight[channel * width + k - (MAX - width)] : 0.0f;
+            const int tap = k - (MAX - width);
+            taps[k] = tap >= 0 ? load<f32>(args.weight, channel * width + tap) : 0.0f;
+            reversed[k] = tap >= 0 ? load<f32>(args.weight, channel * width + width - 1 - tap) : 0.0f;
         }
-        bias = args.bias != nullptr ? args.bias[channel] : 0.0f;
+        bias = args.bias != nullptr ? load<f32>(args.bias, channel) : 0.0f;
+    }
+
+    // `BATCH` elements of a (B, L, D) array from step `step` on, counted from the span's first; none from `end` on.
+    __device__ void fetch(const void* data, i64 step, i64 end, float (&values)[BATCH]) const {
+#pragma unroll
+        for (int j = 0; j < BATCH; ++j) values[j] = load<T>(data, at(min(step + j, end - 1)));
     }
 
     // Position of step `step`, counted from the span's first, in (B, L, D).
@@ -88,11 +99,16 @@ template <typename T, int MAX> __device__ inline void forward_of_width(const Con
     const Channel<T, MAX> c(args, channel);
     float window[MAX];
     c.fill(window);
-#pragma unroll 4
-    for (i64 i = 0; i < c.span.steps; ++i) {
-        push(window, load<T>(args.x, c.at(i)));
-        const float y = c.pre_activation(window);
-        store<T>(args.y, c.at(i), args.silu ? silu(y) : y);
+    for (i64 begin = 0; begin < c.span.steps; begin += BATCH) {
+        float x[BATCH];
+        c.fetch(args.x, begin, c.span.steps, x);
+#pragma unroll
+        for (int j = 0; j < BATCH; ++j) {
+            if (begin + j >= c.span.steps) break;
+            push(window, x[j]);
+            const float y = c.pre_activation(window);
+            store<T>(args.y, c.at(begin + j), args.silu ? silu(y) : y);
+        }
     }
     if (args.last_state != nullptr && c.span.is_last()) {
         for (int before = 1; before < c.width; ++before) {
@@ -112,46 +128,48 @@ template <typename T, int MAX> __device__ inline void backward_of_width(const Co
     c.fill(window);
 #pragma unroll
     for (int k = 0; k < MAX; ++k) slopes[k] = 0.0f, dtaps[k] = 0.0f;
-    for (i64 i = 0; i < c.span.steps + keep; ++i) {
-        const i64 step = c.span.first + i;
-        float slope = 0.0f;
-        if (step < c.span.length) {
-            push(window, load<T>(args.x, c.at(i)));
-            if (args.dy != nullptr) {
-                slope = load<T>(args.dy, c.at(i));
-                if (args.silu) slope *= silu_slope(c.pre_activation(window));
-            }
-            if (i < c.span.steps) {
-                dbias += slope;
+    const i64 rounds = c.span.steps + keep, inside = min(rounds, c.span.length - c.span.first);
+    for (i64 begin = 0; begin < rounds; begin += BATCH) {
+        float x[BATCH], dy[BATCH];
+        if (begin < inside) {
+            c.fetch(args.x, begin, inside, x);
+            if (args.dy != nullptr) c.fetch(args.dy, begin, inside, dy);
+        }
 #pragma unroll
-                for (int k = 0; k < MAX; ++k) {
-                    if (k >= MAX - c.width) dtaps[k] = fmaf(slope, window[k], dtaps[k]);
+        for (int j = 0; j < BATCH; ++j) {
+            const i64 i = begin + j;
+            if (i >= rounds) break;
+            float slope = 0.0f;
+            if (i < inside) {
+                push(window, x[j]);
+                if (args.dy != nullptr) {
+                    slope = dy[j];
+                    if (args.silu) slope *= silu_slope(c.pre_activation(window));
+                }
+                if (i < c.span.steps) {
+                    dbias += slope;
+#pragma unroll
+                    for (int k = 0; k < MAX; ++k) {
+                        if (k >= MAX - c.width) dtaps[k] = fmaf(slope, window[k], dtaps[k]);
+                    }
                 }
             }
-        }
-        push(slopes, slope);
-        const i64 done = step - keep;
-        if (done < c.span.first && c.span.first > 0) continue;
-        // slopes[MAX-1-keep+m] belongs to step done + m, taps[MAX-1-m] to tap K-1-m.
-        float dx = 0.0f;
+            push(slopes, slope);
+            const i64 done = c.span.first + i - keep;
+            if (done < c.span.first && c.span.first > 0) continue;
+            // slopes[k] belongs to step done + k - (MAX - K).
+            float dx = 0.0f;
 #pragma unroll
-        for (int m = 0; m < MAX; ++m) {
-            if (m < c.width) {
-                // The index of the slope must be known to the compiler.
-                float of_step = 0.0f;
-#pragma unroll
-                for (int k = 0; k < MAX; ++k) {
-                    if (k == MAX - 1 - keep + m) of_step = slopes[k];
-                }
-                dx = fmaf(c.taps[MAX - 1 - m], of_step, dx);
+            for (int k = 0; k < MAX; ++k) {
+                if (k >= MAX - c.width) dx = fmaf(c.reversed[k], slopes[k], dx);
             }
-        }
-        const i64 before_end = c.span.length - done;
-        if (args.dlast != nullptr && before_end <= keep) dx += load<T>(args.dlast, c.at_state(before_end));
-        if (done >= 0) {
-            store<T>(args.dx, c.at(done - c.span.first), dx);
-        } else if (args.dinitial != nullptr) {
-            store<T>(args.dinitial, c.at_state(-done), dx);
+            const i64 before_end = c.span.length - done;
+            if (args.dlast != nullptr && before_end <= keep) dx += load<T>(args.dlast, c.at_state(before_end));
+            if (done >= 0) {
+                store<T>(args.dx, c.at(done - c.span.first), dx);
+            } else if (args.dinitial != nullptr) {
+                store<T>(args.dinitial, c.at_state(-done), dx);
+            }
         }
     }
     float* sums = args.dweight + i64(blockIdx.x) * c.width * args.d + i64(blockIdx.x) * args.d + channel;
@@ -169,6 +187,6 @@ template <typename T> __device__ inline void backward_wide(const ConvArgs& args)
 
 ENTRIES(causal_conv1d_forward, ConvArgs, THREADS, 6, forward_narrow)
 ENTRIES(causal_conv1d_forward_wide, ConvArgs, THREADS, 6, forward_wide)
-ENTRIES(causal_conv1d_backward, ConvArgs, THREADS, 6, backward_narrow)
-ENTRIES(causal_conv1d_backward_wide, ConvArgs, THREADS, 6, backward_wide)
+ENTRIES(causal_conv1d_backward, ConvArgs, THREADS, 5, backward_narrow)
+ENTRIES(causal_conv1d_backward_wide, ConvArgs, THREADS, 4, backward_wide)
 ENTRY(causal_conv1d_sum_rows, f32, SumRowsArgs, SUM_ROWS_LANES * SUM_ROWS_SLICES, 2, sum_rows)

@@ -36,7 +36,10 @@ struct float4 {
     float x, y, z, w;
 };
 
+template <typename T> inline T __ldg(const T* address) { return *address; }
+
 inline float exp2_approximate(float x) { return std::exp2(x); }
+inline float reciprocal_approximate(float x) { return 1.0f / x; }
 
 inline float to_float(float x) { return x; }
 inline float to_float(f16 x) { return float(x); }

@@ -194,7 +194,7 @@ template <typename T> struct Product {
     template <Along ALONG, typename Get> static __device__ void stage(F* staged, int first, Get get) {
         constexpr int pitch = staged_pitch<F, ALONG>();
         constexpr int width = ALONG == Along::terms ? DEPTH : SIDE;
-#pragma unroll 2
+#pragma unroll(sizeof(F) == 2 ? 4 : 1)
         for (int i = threadIdx.x; i < SIDE * DEPTH; i += PRODUCT_THREADS) {
             const int inner = i % width, outer = i / width;
             const int line = ALONG == Along::terms ? outer : inner, term = ALONG == Along::terms ? inner : outer;

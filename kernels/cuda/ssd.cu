@@ -109,27 +109,36 @@ template <typename T> __device__ inline void steps(const SsdArgs& args) {
     }
 }
 
-// One chunk, of one row of a batch.
+// One chunk, of one row of a batch. Distances between steps are 32-bit: an address is then one multiplication.
 struct Place {
     Span span;
     i64 chunk;
+    i64 token;  // of the first step
     int count;  // tokens
+    int head_row, channel_row, coefficient_row;  // from step to step in (B, L, H), (B, L, H, P) and (B, L, G, N)
 
-    __device__ Place(const SsdArgs& args, i64 chunk) : span(args.spans.get(chunk)), chunk(chunk), count(int(span.steps)) {}
+    __device__ Place(const SsdArgs& args, i64 chunk)
+        : span(args.spans.get(chunk)), chunk(chunk), token(span.token(0)), count(int(span.steps)) {
+        const int direction = span.reverse ? -1 : 1;
+        head_row = direction * int(args.h), channel_row = direction * int(args.h * args.p);
+        coefficient_row = direction * int(args.g * args.n);
+    }
 
     // Whether a state other than zero enters, and a gradient other than zero comes back.
     __device__ bool has_state(const SsdArgs& args) const { return span.first > 0 || args.initial_state != nullptr; }
     __device__ bool has_grad(const SsdArgs& args) const { return !span.is_last() || args.dlast != nullptr; }
 
-    __device__ i64 head_at(const SsdArgs& args, int step, i64 head) const { return span.token(step) * args.h + head; }
+    __device__ i64 head_at(const SsdArgs& args, int step, i64 head) const {
+        return token * args.h + head + i64(step) * head_row;
+    }
     __device__ i64 channel_at(const SsdArgs& args, int step, i64 head, i64 channel) const {
-        return head_at(args, step, head) * args.p + channel;
+        return (token * args.h + head) * args.p + channel + i64(step) * channel_row;
     }
     __device__ i64 coefficient_at(const SsdArgs& args, int step, i64 group, i64 n) const {
-        return (span.token(step) * args.g + group) * args.n + n;
+        return (token * args.g + group) * args.n + n + i64(step) * coefficient_row;
     }
     __device__ i64 state_at(const SsdArgs& args, i64 head, i64 channel, i64 n) const {
-        return ((chunk * args.h + head) * args.p + channel) * args.n + n;
+        return (chunk * args.h + head) * args.p * args.n + i64(int(channel)) * int(args.n) + n;
     }
 };
 

@@ -29,7 +29,7 @@ pub use complex_scan::ComplexScan;
 pub use conv2d::{Conv2d, conv_transpose2d, conv2d};
 pub use cross_entropy::linear_cross_entropy;
 pub use gelu::gelu;
-pub use gpu::check_device;
+pub use gpu::{explain_gpu_memory, open_gpu, peak_gpu_memory};
 pub use instance_norm::instance_norm;
 pub use linear::compact::{linear_compact, quantize_rows};
 pub use linear::linear;

@@ -23,10 +23,25 @@ pub fn device() -> Device {
             let number = name.strip_prefix("cuda:").and_then(|number| number.parse().ok());
             let number = number
                 .unwrap_or_else(|| panic!("MAMBA_TEST_DEVICE is {name:?}, expected cpu, emulated or cuda:N"));
-            Device::new_cuda_with_stream(number).unwrap_or_else(|error| panic!("{name}: {error}"))
+            crate::open_gpu(number).unwrap_or_else(|error| panic!("{name}: {error}"))
         }
     };
     DEVICE.get_or_init(open).clone()
+}
+
+/// The CUDA kernels compiled for the host, for a test that computes on a thread of its own in half precision; none, with a
+/// message, without a C++ compiler. `output` is a folder for what the compiler writes.
+///
+/// # Panics
+/// If the kernels do not compile.
+pub fn emulation(output: &Path) -> Option<Emulation> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda");
+    let built = Emulation::build(&folder, output);
+    let built = built.unwrap_or_else(|error| panic!("the kernels do not compile for the host: {error}"));
+    if built.is_none() {
+        eprintln!("no C++ compiler ($CXX, c++): half precision is not tested");
+    }
+    built
 }
 
 /// The types in which ops compute on [`device`]: f64 on the CPU alone.

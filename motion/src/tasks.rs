@@ -7,7 +7,7 @@ use crate::models::{Condition, Denoiser, DenoiserConfig, Evaluator, EvaluatorCon
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use mamba_core::run_folder::Metric;
-use mamba_core::train::{StepLoss, Task, TrainConfig};
+use mamba_core::train::{Prepared, StepLoss, Task, TrainConfig};
 use mamba_core::{Params, Rng};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -63,6 +63,12 @@ impl Motions {
         let values = Tensor::from_vec(values, (parts.len(), longest, N_FEATURES), device)?;
         Ok(Self { values, lengths })
     }
+
+    /// The same where parameters lie, in their type.
+    pub fn like(self, params: &Params) -> Result<Self> {
+        let values = self.values.to_device(params.device())?.to_dtype(params.dtype())?;
+        Ok(Self { values, lengths: self.lengths })
+    }
 }
 
 /// A random part of each of `count` random clips. One length is drawn for all; shorter clips are taken whole, so that
@@ -113,6 +119,7 @@ pub struct VaeTask<'a> {
     set: TrainingSet<'a>,
     params: Params,
     vae: MotionVae,
+    prepared: Prepared<(Result<Motions>, Rng)>,
 }
 
 impl<'a> VaeTask<'a> {
@@ -126,13 +133,26 @@ impl<'a> VaeTask<'a> {
         set.crop.validate(cfg)?;
         let vae = MotionVae::new(cfg, &params.builder())?;
         params.check()?;
-        Ok(Self { cfg, train, set, params, vae })
+        Ok(Self { cfg, train, set, params, vae, prepared: Prepared::default() })
+    }
+
+    /// A micro-batch on the host, and the generator that drew it.
+    fn batch(&self, step: u64, micro: usize) -> (Result<Motions>, Rng) {
+        let index = step * self.train.accumulate as u64 + micro as u64;
+        let mut rng = Rng::stream(self.train.seed, "vae batch", index);
+        let drawn = crops(&self.set.train, self.train.batch_size, self.set.crop, &mut rng);
+        let parts: Vec<&[Frame]> = drawn.into_iter().map(|(_, part)| part).collect();
+        (Motions::new(&parts, self.set.standard, &Device::Cpu), rng)
     }
 }
 
 impl Task for VaeTask<'_> {
     fn params(&self) -> &Params {
         &self.params
+    }
+
+    fn prepare(&mut self, step: u64, micro: usize) {
+        self.prepared.put(step, micro, self.batch(step, micro));
     }
 
     fn config(&self) -> Value {
@@ -142,12 +162,9 @@ impl Task for VaeTask<'_> {
     fn train_step(&mut self, step: u64, micro: usize) -> mamba_core::Result<StepLoss> {
         let (batch, seed) = (self.train.batch_size, self.train.seed);
         let index = step * self.train.accumulate as u64 + micro as u64;
-        let mut rng = Rng::stream(seed, "vae batch", index);
-        let parts: Vec<&[Frame]> = crops(&self.set.train, batch, self.set.crop, &mut rng)
-            .into_iter()
-            .map(|(_, part)| part)
-            .collect();
-        let motions = Motions::new(&parts, self.set.standard, self.params.device())?;
+        let prepared = self.prepared.take(step, micro);
+        let (motions, mut rng) = prepared.unwrap_or_else(|| self.batch(step, micro));
+        let motions = motions?.like(&self.params)?;
         let shape = (batch, self.cfg.latent_tokens, self.cfg.latent_dim);
         let noise = rng.normal_tensor(shape, 0.0, 1.0, self.params.dtype(), self.params.device())?;
         let mut dropping = Rng::stream(seed, "vae dropout", index);
@@ -358,7 +375,9 @@ impl<'a> DenoiserTask<'a> {
         let condition = Condition::Labels(labels.collect());
         let lengths: Vec<usize> = rows.iter().map(|&i| latents.lengths[i]).collect();
         let noised = self.diffusion.q_sample(&z, &steps, &noise)?;
-        let output = denoiser.forward(&noised, &steps, &condition, &lengths)?;
+        let dtype = if drop { self.params.dtype() } else { DType::F32 };
+        let output = denoiser.forward(&noised.to_dtype(dtype)?, &steps, &condition, &lengths)?;
+        let output = output.to_dtype(noised.dtype())?;
         let losses = self.diffusion.losses(&output, &self.diffusion.target(&z, &steps, &noise)?, None)?;
         let weights: Vec<f32> = self.diffusion.loss_weights(&steps).iter().map(|&w| w as f32).collect();
         let weights = Tensor::from_vec(weights, rows.len(), losses.device())?;
@@ -415,6 +434,7 @@ pub struct EvaluatorTask<'a> {
     set: TrainingSet<'a>,
     params: Params,
     evaluator: Evaluator,
+    prepared: Prepared<(Result<Motions>, Vec<usize>)>,
 }
 
 impl<'a> EvaluatorTask<'a> {
@@ -427,7 +447,18 @@ impl<'a> EvaluatorTask<'a> {
     ) -> Result<Self> {
         let evaluator = Evaluator::new(&cfg, &params.builder())?;
         params.check()?;
-        Ok(Self { cfg, train, set, params, evaluator })
+        Ok(Self { cfg, train, set, params, evaluator, prepared: Prepared::default() })
+    }
+
+    /// A micro-batch on the host, and the combination of labels of each of its motions.
+    fn batch(&self, step: u64, micro: usize) -> (Result<Motions>, Vec<usize>) {
+        let index = step * self.train.accumulate as u64 + micro as u64;
+        let mut rng = Rng::stream(self.train.seed, "evaluator batch", index);
+        let crop = CropConfig { min_frames: self.cfg.window, max_frames: self.cfg.window };
+        let drawn = crops(&self.set.train, self.train.batch_size, crop, &mut rng);
+        let parts: Vec<&[Frame]> = drawn.iter().map(|(_, part)| *part).collect();
+        let combinations = drawn.iter().map(|(clip, _)| self.combination(clip)).collect();
+        (Motions::new(&parts, self.set.standard, &Device::Cpu), combinations)
     }
 
     fn combination(&self, clip: &Clip) -> usize {
@@ -441,18 +472,18 @@ impl Task for EvaluatorTask<'_> {
         &self.params
     }
 
+    fn prepare(&mut self, step: u64, micro: usize) {
+        self.prepared.put(step, micro, self.batch(step, micro));
+    }
+
     fn config(&self) -> Value {
         serde_json::to_value(&self.cfg).expect("a config of plain values has a JSON form")
     }
 
     fn train_step(&mut self, step: u64, micro: usize) -> mamba_core::Result<StepLoss> {
-        let index = step * self.train.accumulate as u64 + micro as u64;
-        let mut rng = Rng::stream(self.train.seed, "evaluator batch", index);
-        let crop = CropConfig { min_frames: self.cfg.window, max_frames: self.cfg.window };
-        let drawn = crops(&self.set.train, self.train.batch_size, crop, &mut rng);
-        let parts: Vec<&[Frame]> = drawn.iter().map(|(_, part)| *part).collect();
-        let combinations: Vec<usize> = drawn.iter().map(|(clip, _)| self.combination(clip)).collect();
-        let motions = Motions::new(&parts, self.set.standard, self.params.device())?;
+        let prepared = self.prepared.take(step, micro);
+        let (motions, combinations) = prepared.unwrap_or_else(|| self.batch(step, micro));
+        let motions = motions?.like(&self.params)?;
         let loss = self.evaluator.loss(&motions.values, &motions.lengths, &combinations)?;
         Ok(StepLoss { loss, items: motions.lengths.iter().sum() })
     }

@@ -9,8 +9,9 @@ use crate::models::Model;
 use crate::recommender::Recommender;
 use crate::sampler::{PackedBatch, Sampler};
 use candle_core::{D, Device, Tensor};
+use mamba_core::nn::widen;
 use mamba_core::run_folder::Metric;
-use mamba_core::train::{StepLoss, Task};
+use mamba_core::train::{Prepared, StepLoss, Task};
 use mamba_core::{Params, Rng};
 use mamba_kernels::{Segments, linear_cross_entropy};
 use serde_json::{Value, json};
@@ -46,6 +47,7 @@ pub struct Training<'a> {
     params: Params,
     model: Model,
     sampler: Sampler,
+    prepared: Prepared<PackedBatch>,
     device: Device,
 }
 
@@ -61,7 +63,13 @@ impl<'a> Training<'a> {
         let (objective, seed) = (&cfg.objective, cfg.train.seed);
         let sampler = Sampler::new(&data.dataset, &data.split, objective, cfg.data.max_length, seed);
         let device = params.device().clone();
-        Ok(Self { cfg, data, params, model, sampler, device })
+        Ok(Self { cfg, data, params, model, sampler, prepared: Prepared::default(), device })
+    }
+
+    fn batch(&mut self, step: u64, micro: usize) -> PackedBatch {
+        let (data, train) = (self.data, &self.cfg.train);
+        let index = step * train.accumulate as u64 + micro as u64;
+        self.sampler.batch(&data.dataset, &data.split, index, train.batch_size)
     }
 
     /// Steps of an epoch.
@@ -93,7 +101,7 @@ impl<'a> Training<'a> {
             Loss::Bpr => {
                 let negatives = targets.iter().map(|_| draw()).collect();
                 let score = |items: Vec<u32>| -> candle_core::Result<Tensor> {
-                    (hidden * table.index_select(&tensor(items)?, 0)?)?.sum(D::Minus1) // (n)
+                    widen(&(hidden * table.index_select(&tensor(items)?, 0)?)?.sum(D::Minus1)?) // (n)
                 };
                 bpr_loss(&score(targets)?, &score(negatives)?)
             }
@@ -120,11 +128,16 @@ impl Task for Training<'_> {
         })
     }
 
+    fn prepare(&mut self, step: u64, micro: usize) {
+        let batch = self.batch(step, micro);
+        self.prepared.put(step, micro, batch);
+    }
+
     fn train_step(&mut self, step: u64, micro: usize) -> mamba_core::Result<StepLoss> {
-        let TrainingData { dataset, split, .. } = self.data;
         let (train, index) = (&self.cfg.train, step * self.cfg.train.accumulate as u64 + micro as u64);
+        let prepared = self.prepared.take(step, micro);
         let PackedBatch { items, cu_seqlens, targets, rows } =
-            self.sampler.batch(dataset, split, index, train.batch_size);
+            prepared.unwrap_or_else(|| self.batch(step, micro));
         let len = items.len();
         let items = Tensor::from_vec(items, (1, len), &self.device)?;
         let mut rng = Rng::stream(train.seed, "dropout", index);

@@ -11,6 +11,7 @@ pub mod metrics;
 pub mod mixture;
 pub mod model;
 pub mod pcs;
+mod products;
 pub mod sample;
 pub mod separation;
 pub mod spectrogram;

@@ -3,9 +3,13 @@
 //! ```text
 //! magnitude = |X|^γ      phase = arg X      complex = magnitude · e^{i·phase}
 //! ```
+//!
+//! Those of half precision are computed in f32.
 
+use crate::products;
 use crate::stft::{StftConfig, istft, stft};
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, WithDType, bail};
+use candle_core::{CpuStorage, CustomOp2, Device, Layout, Result, Shape, Tensor, WithDType, bail};
+use mamba_core::nn::widen;
 
 /// A compressed spectrum, `(B, frames, bins)` each.
 #[derive(Clone, Debug)]
@@ -19,8 +23,10 @@ pub struct Spectrum {
 impl Spectrum {
     /// Of signals `(B, samples)`. No gradient flows through the phase of silence.
     pub fn of(signal: &Tensor, cfg: &StftConfig, compress: f64) -> Result<Self> {
-        let x = stft(signal, cfg)?;
-        Self::from_parts(&x.narrow(3, 0, 1)?.squeeze(3)?, &x.narrow(3, 1, 1)?.squeeze(3)?, compress)
+        let x = stft(&widen(signal)?, cfg)?;
+        let of =
+            Self::from_parts(&x.narrow(3, 0, 1)?.squeeze(3)?, &x.narrow(3, 1, 1)?.squeeze(3)?, compress)?;
+        Ok(Self { mag: of.mag.to_dtype(signal.dtype())?, pha: of.pha.to_dtype(signal.dtype())? })
     }
 
     /// From the real and imaginary parts of an uncompressed spectrum.
@@ -42,22 +48,27 @@ impl Spectrum {
 
     /// The signals `(B, (frames - 1)·hop)`.
     pub fn signal(&self, cfg: &StftConfig, compress: f64) -> Result<Tensor> {
-        let (re, im) = self.parts(compress)?;
-        istft(&Tensor::stack(&[re, im], 3)?, cfg)
+        let (re, im) = Self { mag: widen(&self.mag)?, pha: widen(&self.pha)? }.parts(compress)?;
+        istft(&Tensor::stack(&[re, im], 3)?, cfg)?.to_dtype(self.mag.dtype())
     }
 }
 
 /// The compressed complex spectrum `(B, frames, bins, 2)` of signals, with gradients that stay finite in silence:
 /// `X · (|X|² + 1e-10)^((γ - 1)/2)`.
 pub fn compressed_complex(signal: &Tensor, cfg: &StftConfig, compress: f64) -> Result<Tensor> {
-    let x = stft(signal, cfg)?;
+    let x = stft(&widen(signal)?, cfg)?;
     let power = (x.sqr()?.sum_keepdim(3)? + 1e-10)?;
-    x.broadcast_mul(&power.powf((compress - 1.0) / 2.0)?)
+    x.broadcast_mul(&power.powf((compress - 1.0) / 2.0)?)?.to_dtype(signal.dtype())
 }
 
 /// The angle of the points `(x, y)`, from -π to π, elementwise.
 pub fn atan2(y: &Tensor, x: &Tensor) -> Result<Tensor> {
-    y.contiguous()?.apply_op2(&x.contiguous()?, Atan2)
+    let (of_y, of_x) = (widen(y)?, widen(x)?);
+    let angle = match x.device() {
+        Device::Cpu => of_y.contiguous()?.apply_op2(&of_x.contiguous()?, Atan2)?,
+        _ => products::atan2(&of_y, &of_x)?,
+    };
+    angle.to_dtype(y.dtype())
 }
 
 struct Atan2;

@@ -8,9 +8,9 @@
 //! (`torch.stft(center=True, pad_mode="reflect")`). The inverse adds the windowed frames up and divides by the sum of
 //! squared windows. Spectra are laid out `(frames, bins)`, real and imaginary parts apart or last.
 
-use crate::{Error, Result};
+use crate::{Error, Result, products};
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor, WithDType, bail};
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Shape, Tensor, WithDType, bail};
 use realfft::num_complex::Complex;
 use realfft::{ComplexToReal, FftNum, RealFftPlanner, RealToComplex};
 use serde::{Deserialize, Serialize};
@@ -298,7 +298,10 @@ pub fn stft(signal: &Tensor, cfg: &StftConfig) -> candle_core::Result<Tensor> {
     if samples < cfg.n_fft / 2 + 1 {
         bail!("stft: {samples} samples, expected at least {}", cfg.n_fft / 2 + 1);
     }
-    signal.contiguous()?.apply_op1(SpectrumOp { cfg: *cfg })
+    match signal.device() {
+        Device::Cpu => signal.contiguous()?.apply_op1(SpectrumOp { cfg: *cfg }),
+        _ => products::stft(signal, cfg),
+    }
 }
 
 /// The signals of spectra as an op with a gradient: `(B, frames, bins, 2)` → `(B, (frames - 1)·hop)`.
@@ -310,7 +313,10 @@ pub fn istft(spectrum: &Tensor, cfg: &StftConfig) -> candle_core::Result<Tensor>
     if bins != cfg.bins() || parts != 2 || frames < 2 {
         bail!("istft: spectrum {:?}, expected (batch, 2 frames or more, {}, 2)", spectrum.dims(), cfg.bins());
     }
-    spectrum.contiguous()?.apply_op1(SignalOp { cfg: *cfg })
+    match spectrum.device() {
+        Device::Cpu => spectrum.contiguous()?.apply_op1(SignalOp { cfg: *cfg }),
+        _ => products::istft(spectrum, cfg),
+    }
 }
 
 struct SpectrumOp {

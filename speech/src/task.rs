@@ -7,8 +7,9 @@ use crate::mixture::{MixtureConfig, Mixtures, Pair, rms};
 use crate::spectrum::Spectrum;
 use crate::{Config, Enhancer, Error, SeMamba};
 use candle_core::{DType, Device, Tensor};
+use mamba_core::nn::widen;
 use mamba_core::run_folder::Metric;
-use mamba_core::train::{StepLoss, Task, TrainConfig};
+use mamba_core::train::{Prepared, StepLoss, Task, TrainConfig};
 use mamba_core::{Params, Rng};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -59,6 +60,7 @@ pub struct Enhancement<'a> {
     params: Params,
     model: SeMamba,
     discriminator: Option<MetricDiscriminator>,
+    prepared: Prepared<Vec<Pair>>,
     device: Device,
 }
 
@@ -77,7 +79,20 @@ impl<'a> Enhancement<'a> {
         let of_discriminator = |name: &str| name.starts_with(DISCRIMINATOR);
         params.check_with(of_discriminator, of_discriminator)?;
         let device = params.device().clone();
-        Ok(Self { cfg, mixtures, valid: mixtures.valid_pairs(), params, model, discriminator, device })
+        let (valid, prepared) = (mixtures.valid_pairs(), Prepared::default());
+        Ok(Self { cfg, mixtures, valid, params, model, discriminator, prepared, device })
+    }
+
+    /// The mixtures of a micro-batch, the first of which is number `first` of the run.
+    fn mixed(&self, first: u64) -> Vec<Pair> {
+        let TrainConfig { batch_size, seed, .. } = self.cfg.train;
+        let pair = |i| self.mixtures.train_pair(seed, first + i);
+        (0..batch_size as u64).into_par_iter().map(pair).collect()
+    }
+
+    fn first_of(&self, step: u64, micro: usize) -> u64 {
+        let TrainConfig { batch_size, accumulate, .. } = self.cfg.train;
+        (step * accumulate as u64 + micro as u64) * batch_size as u64
     }
 
     /// The model with its present weights.
@@ -89,6 +104,8 @@ impl<'a> Enhancement<'a> {
     /// gradients do not mix. `rng` is for its dropout.
     pub fn loss(&self, pairs: &[Pair], rng: &mut Rng) -> mamba_core::Result<Tensor> {
         let (stft, compress) = (&self.cfg.model.stft_cfg, self.cfg.model.model_cfg.compress_factor);
+        // Losses are computed in f32 where the model is in half precision.
+        let dtype = if self.params.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
         let scaled = |signal: &[f32], factor: f32| signal.iter().map(|x| x * factor).collect::<Vec<_>>();
         let factor = |pair: &Pair| match self.cfg.model.model_cfg.causal {
             // A stream does not know its level in advance.
@@ -98,21 +115,35 @@ impl<'a> Enhancement<'a> {
         let batch = |of: fn(&Pair) -> &[f32]| {
             let values: Vec<f32> = pairs.iter().flat_map(|p| scaled(of(p), factor(p))).collect();
             let shape = (pairs.len(), pairs[0].noisy.len());
-            Tensor::from_vec(values, shape, &self.device)?.to_dtype(self.params.dtype())
+            Tensor::from_vec(values, shape, &self.device)?.to_dtype(dtype)
         };
         let (noisy, clean) = (batch(|p| &p.noisy)?, batch(|p| &p.clean)?);
-        let enhanced = self.model.forward(&Spectrum::of(&noisy, stft, compress)?)?;
+        let noisy = noisy.to_dtype(self.params.dtype())?;
+        let Spectrum { mag, pha } = self.model.forward(&Spectrum::of(&noisy, stft, compress)?)?;
+        let enhanced = Spectrum { mag: widen(&mag)?, pha: widen(&pha)? };
         let clean_spectrum = Spectrum::of(&clean, stft, compress)?;
         let losses = Losses::new(&self.cfg.model, &enhanced, &clean_spectrum, &clean)?;
         let total = losses.total(&self.cfg.loss)?;
         let Some(discriminator) = &self.discriminator else { return Ok(total) };
-        let judged = discriminator.detach().forward(&clean_spectrum.mag, &enhanced.mag, None)?;
+        let (clean_mag, enhanced_mag) = (self.narrow(&clean_spectrum.mag)?, self.narrow(&enhanced.mag)?);
+        let judged = widen(&discriminator.detach().forward(&clean_mag, &enhanced_mag, None)?)?;
         let metric = ((judged - 1.0)?.sqr()?.mean_all()? * self.cfg.loss.metric)?;
         let fixed = Spectrum { mag: enhanced.mag.detach(), pha: enhanced.pha.detach() };
         let signals = fixed.signal(stft, compress)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
-        let learnt =
-            self.discriminator_loss(discriminator, &clean_spectrum.mag, &fixed.mag, pairs, &signals, rng)?;
+        let learnt = self.discriminator_loss(
+            discriminator,
+            &clean_mag,
+            &self.narrow(&fixed.mag)?,
+            pairs,
+            &signals,
+            rng,
+        )?;
         Ok(total.add(&metric)?.add(&learnt)?)
+    }
+
+    /// In the type of the parameters.
+    fn narrow(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        x.to_dtype(self.params.dtype())
     }
 
     /// How far the discriminator's predictions are from 1 for clean speech, and from PESQ for enhanced speech.
@@ -125,7 +156,7 @@ impl<'a> Enhancement<'a> {
         signals: &[Vec<f32>],
         rng: &mut Rng,
     ) -> mamba_core::Result<Tensor> {
-        let own = (discriminator.forward(clean, clean, Some(rng))? - 1.0)?.sqr()?.mean_all()?;
+        let own = (widen(&discriminator.forward(clean, clean, Some(rng))?)? - 1.0)?.sqr()?.mean_all()?;
         let pesq: Vec<Option<f64>> = pairs
             .par_iter()
             .zip(signals)
@@ -134,9 +165,9 @@ impl<'a> Enhancement<'a> {
         // A segment without speech has no PESQ; it then counts for nothing.
         let target: Vec<f32> = pesq.iter().map(|p| p.map_or(0.0, |p| ((p - 1.0) / 3.5) as f32)).collect();
         let weight: Vec<f32> = pesq.iter().map(|p| f32::from(u8::from(p.is_some()))).collect();
-        let tensor = |x: Vec<f32>| Tensor::new(x, &self.device)?.to_dtype(self.params.dtype());
-        let predicted = discriminator.forward(clean, enhanced, Some(rng))?;
-        let errors = ((predicted - tensor(target)?)?.sqr()? * tensor(weight)?)?;
+        let predicted = widen(&discriminator.forward(clean, enhanced, Some(rng))?)?;
+        let tensor = |x: Vec<f32>| Tensor::new(x, &self.device)?.to_dtype(predicted.dtype());
+        let errors = ((&predicted - tensor(target)?)?.sqr()? * tensor(weight)?)?;
         Ok(own.add(&errors.mean_all()?)?)
     }
 }
@@ -162,15 +193,15 @@ impl Task for Enhancement<'_> {
         serde_json::to_value(&self.cfg.model).expect("a config of plain values has a JSON form")
     }
 
+    fn prepare(&mut self, step: u64, micro: usize) {
+        self.prepared.put(step, micro, self.mixed(self.first_of(step, micro)));
+    }
+
     fn train_step(&mut self, step: u64, micro: usize) -> mamba_core::Result<StepLoss> {
-        let TrainConfig { batch_size, accumulate, seed, .. } = self.cfg.train;
-        let first = (step * accumulate as u64 + micro as u64) * batch_size as u64;
-        let pairs: Vec<Pair> = (0..batch_size as u64)
-            .into_par_iter()
-            .map(|i| self.mixtures.train_pair(seed, first + i))
-            .collect();
-        let mut rng = Rng::stream(seed, "dropout", first);
-        Ok(StepLoss { loss: self.loss(&pairs, &mut rng)?, items: batch_size * self.cfg.data.segment_size })
+        let first = self.first_of(step, micro);
+        let pairs = self.prepared.take(step, micro).unwrap_or_else(|| self.mixed(first));
+        let mut rng = Rng::stream(self.cfg.train.seed, "dropout", first);
+        Ok(StepLoss { loss: self.loss(&pairs, &mut rng)?, items: pairs.len() * self.cfg.data.segment_size })
     }
 
     fn evaluate(&mut self) -> mamba_core::Result<Vec<Metric>> {

@@ -4,11 +4,11 @@ use crate::checkpoint::CheckpointConfig;
 use crate::config::ForecastConfig;
 use crate::dataset::{Dataset, Window};
 use crate::metrics::ErrorSums;
-use crate::models::{ForecastModel, ModelConfig, Sizes};
+use crate::models::{ForecastModel, Input, ModelConfig, Sizes};
 use crate::split::Part;
-use candle_core::Device;
+use candle_core::{DType, Device, Tensor};
 use mamba_core::run_folder::Metric;
-use mamba_core::train::{StepLoss, Task};
+use mamba_core::train::{Prepared, StepLoss, Task};
 use mamba_core::{Params, Result, Rng};
 use serde_json::Value;
 
@@ -28,6 +28,7 @@ pub struct Forecasting<'a> {
     /// The epoch whose order stands in `order`.
     epoch: Option<u64>,
     order: Vec<usize>,
+    prepared: Prepared<candle_core::Result<(Input, Tensor)>>,
     device: Device,
 }
 
@@ -45,8 +46,21 @@ impl<'a> Forecasting<'a> {
         let steps_per_epoch = cfg.train.steps_per_epoch(windows.len())?;
         let valid = data.windows(Part::Valid);
         let device = params.device().clone();
-        let (epoch, order) = (None, Vec::new());
-        Ok(Self { cfg, saved, data, params, model, windows, valid, steps_per_epoch, epoch, order, device })
+        let (epoch, order, prepared) = (None, Vec::new(), Prepared::default());
+        Ok(Self {
+            cfg,
+            saved,
+            data,
+            params,
+            model,
+            windows,
+            valid,
+            steps_per_epoch,
+            epoch,
+            order,
+            prepared,
+            device,
+        })
     }
 
     /// Steps of an epoch.
@@ -54,8 +68,14 @@ impl<'a> Forecasting<'a> {
         self.steps_per_epoch
     }
 
+    /// A step's batch, on the host.
+    fn batch(&mut self, step: u64) -> candle_core::Result<(Input, Tensor)> {
+        let windows = self.drawn(step);
+        self.data.batch(&windows, self.saved.model.uses_marks(), &Device::Cpu)
+    }
+
     /// The windows of a step's batch: every epoch has an order of its own.
-    fn batch(&mut self, step: u64) -> Vec<Window> {
+    fn drawn(&mut self, step: u64) -> Vec<Window> {
         let train = &self.cfg.train;
         let (epoch, within) = (step / self.steps_per_epoch, step % self.steps_per_epoch);
         if self.epoch != Some(epoch) {
@@ -81,18 +101,24 @@ impl Task for Forecasting<'_> {
         serde_json::to_value(self.saved).expect("a config of plain values has a JSON form")
     }
 
-    fn train_step(&mut self, step: u64, _micro: usize) -> Result<StepLoss> {
-        let windows = self.batch(step);
-        let (input, target) = self.data.batch(&windows, self.saved.model.uses_marks(), &self.device)?;
+    fn prepare(&mut self, step: u64, micro: usize) {
+        let batch = self.batch(step);
+        self.prepared.put(step, micro, batch);
+    }
+
+    fn train_step(&mut self, step: u64, micro: usize) -> Result<StepLoss> {
+        let (input, target) = self.prepared.take(step, micro).unwrap_or_else(|| self.batch(step))?;
+        let input = input.to(&self.device, self.params.dtype())?;
+        let target = target.to_device(&self.device)?;
         let rng = || Some(Rng::stream(self.cfg.train.seed, "dropout", step));
-        let error = (self.model.forward(&input, &mut rng())? - target)?;
+        let error = (self.model.forward(&input, &mut rng())?.to_dtype(target.dtype())? - &target)?;
         self.model.note_costs(&self.params, &error, rng())?;
-        Ok(StepLoss { loss: self.cfg.train.loss.of(&error)?, items: windows.len() })
+        Ok(StepLoss { loss: self.cfg.train.loss.of(&error)?, items: target.dim(0)? })
     }
 
     fn evaluate(&mut self) -> Result<Vec<Metric>> {
         // Without variables there is no graph, and activations are freed as they are used.
-        let frozen = Params::frozen(self.params.to_tensors(), self.params.dtype(), &self.device);
+        let frozen = Params::frozen(self.params.to_tensors(), DType::F32, &self.device);
         let model = ForecastModel::new(&self.saved.model, self.saved.sizes(), &frozen.builder())?;
         let score = score(&model, self.saved, self.data, &self.valid, &self.device, |_| ())?.score();
         Ok(vec![Metric::down("loss", score.mse), Metric::down("mae", score.mae)])

@@ -5,6 +5,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 use mamba_core::optim::{AdamW, AdamWConfig, Gradients};
 use mamba_core::{Mamba1Config, Mamba2Config, MixerConfig, Params, Rng};
+use mamba_kernels::testing::{emulation, expect_close};
 use mamba_timeseries::dataset::Dataset;
 use mamba_timeseries::models::{
     BiMambaConfig, DLinearConfig, ForecastModel, Input, MambaTsConfig, ModelConfig, SMambaConfig, Sizes,
@@ -13,7 +14,7 @@ use mamba_timeseries::models::{
 use mamba_timeseries::split::{Part, Split};
 use mamba_timeseries::table::{Duplicates, Gaps, Missing, SeriesStream, Table, TableOptions};
 use proptest::prelude::*;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 const SIZES: Sizes = Sizes { seq_len: 24, pred_len: 8, n_vars: 3, n_marks: 0 };
@@ -143,6 +144,27 @@ fn variables_that_are_kept_apart_do_not_touch_each_other() -> Result<()> {
             true => assert!(off < 1e-6, "{name}: {off}"),
             false => assert!(off > 1e-4, "{name} sees the other variables: {off}"),
         }
+    }
+    Ok(())
+}
+
+/// What a GPU computes in bf16, here in f16, which the CPU multiplies.
+#[test]
+fn forecasters_train_in_half_precision() -> Result<()> {
+    let Some(emulation) = emulation(Path::new(env!("CARGO_TARGET_TMPDIR"))) else { return Ok(()) };
+    for (name, cfg) in models() {
+        let params = Params::fresh(1, DType::F32, &Device::Cpu);
+        let want = forecast(&ForecastModel::new(&cfg, SIZES, &params.builder())?, waves(2, 3)?)?;
+        let params = Params::trainable(params.to_tensors(), 0, DType::F16, &Device::Cpu);
+        let model = ForecastModel::new(&cfg, SIZES, &params.builder())?;
+        emulation.run(|| -> Result<()> {
+            let input = Input { values: waves(2, 3)?, marks: None }.to(&Device::Cpu, DType::F16)?;
+            let y = model.forward(&input, &mut None)?;
+            expect_close(name, &y, &want, 3e-2)?;
+            let grads = Gradients::of(&y.to_dtype(DType::F32)?.sqr()?.mean_all()?, &params)?;
+            assert!(grads.norm()? > 0.0, "{name}");
+            Ok(())
+        })?;
     }
     Ok(())
 }

@@ -33,11 +33,7 @@ pub fn tune_candle() {
 
 /// The most memory that this process has had resident, in bytes, where the system says.
 pub fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let kib: u64 = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:")?.trim().split(' ').next()?.parse().ok())?;
-    Some(kib * 1024)
+    crate::device::peak_memory(&candle_core::Device::Cpu)
 }
 
 /// Sizes rayon's pool, and with it that of candle, which reads the same variable. `None` follows the environment, or

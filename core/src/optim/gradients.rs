@@ -66,8 +66,13 @@ impl Gradients {
 
     /// The Euclidean norm over all gradients, summed in f64 in a fixed order.
     pub fn norm(&self) -> Result<f64> {
-        let squares = self.grads.iter().flatten().map(sum_of_squares);
-        Ok(squares.sum::<Result<f64>>()?.sqrt() * self.scale)
+        let (host, device): (Vec<&Tensor>, Vec<&Tensor>) =
+            self.grads.iter().flatten().partition(|grad| grad.device().is_cpu());
+        let squares = host.into_iter().map(sum_of_squares).sum::<Result<f64>>()?;
+        // Of a GPU, all sums at once: each transfer waits for it.
+        let sums = device.into_iter().map(squares_on_device).collect::<Result<Vec<_>>>()?;
+        let sums = if sums.is_empty() { Vec::new() } else { Tensor::stack(&sums, 0)?.to_vec1::<f64>()? };
+        Ok((squares + sums.iter().sum::<f64>()).sqrt() * self.scale)
     }
 
     /// Scales the gradients so that their norm is at most `max`, and returns the norm before that.
@@ -107,8 +112,13 @@ fn sum_of_squares(tensor: &Tensor) -> Result<f64> {
     match (&*storage, tensor.dtype()) {
         (Storage::Cpu(cpu), DType::F32) if layout.is_contiguous() => Ok(blocks(values::<f32>(cpu, layout)?)),
         (Storage::Cpu(cpu), DType::F64) if layout.is_contiguous() => Ok(blocks(values::<f64>(cpu, layout)?)),
-        _ => tensor.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar(),
+        _ => squares_on_device(tensor)?.to_scalar(),
     }
+}
+
+/// A scalar in f64.
+fn squares_on_device(tensor: &Tensor) -> Result<Tensor> {
+    tensor.to_dtype(DType::F64)?.sqr()?.sum_all()
 }
 
 fn blocks<T: WithDType>(x: &[T]) -> f64 {

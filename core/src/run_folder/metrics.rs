@@ -75,6 +75,9 @@ pub enum Record {
         grad_norm: f64,
         /// Items (tokens, frames) per second since the line before.
         rate: f64,
+        /// The most memory so far, in bytes, as [`crate::device::peak_memory`] counts; absent where nobody says.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        peak_memory: Option<u64>,
         /// Seconds of training so far, over all resumed parts.
         seconds: f64,
     },

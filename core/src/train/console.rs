@@ -2,7 +2,7 @@
 
 use crate::progress::{Format, clock, new_bar, short, style};
 use crate::run_folder::{Metric, Record};
-use indicatif::ProgressBar;
+use indicatif::{HumanBytes, ProgressBar};
 use std::io::{IsTerminal, Write};
 use std::time::Instant;
 
@@ -61,11 +61,13 @@ impl Console {
 
     pub(super) fn train(&mut self, record: &Record) {
         self.json(record);
-        let Record::Train { step, loss, lr, rate, .. } = record else { return };
+        let Record::Train { step, loss, lr, rate, peak_memory, .. } = record else { return };
         let per_step =
             self.started.elapsed().as_secs_f64() / step.saturating_sub(self.first_step).max(1) as f64;
         let eta = clock(per_step * self.steps.saturating_sub(*step) as f64);
-        let figures = format!("loss {loss:.4}  lr {lr:.1e}  {} {}/s  eta {eta}", short(*rate), self.unit);
+        let memory = peak_memory.map_or_else(String::new, |bytes| format!("  {}", HumanBytes(bytes)));
+        let rate = short(*rate);
+        let figures = format!("loss {loss:.4}  lr {lr:.1e}  {rate} {}/s{memory}  eta {eta}", self.unit);
         match &self.bar {
             Some(bar) => bar.set_message(figures),
             None => self.note(&format!("step {step}/{}  {figures}", self.steps)),

@@ -2,6 +2,8 @@
 //!
 //! Everything random depends on `(seed, step)` only, and a save holds everything else, so a run that was killed at any
 //! instant resumes to the same losses bit for bit (same binary, same kind of CPU).
+//!
+//! While a step is computed, [`Task::prepare`] makes the batch of the next one on a thread of its own.
 
 mod config;
 mod console;
@@ -11,17 +13,18 @@ pub use config::TrainConfig;
 pub use console::Console;
 pub use stop::Stop;
 
+use crate::device::peak_memory;
 use crate::optim::{AdamW, Ema, Gradients};
 use crate::run_folder::{Metric, MetricsLog, Record, RunFolder};
 use crate::{Error, Params, Result};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// What is trained, and on what.
-pub trait Task {
+pub trait Task: Send {
     /// The parameters to train.
     fn params(&self) -> &Params;
 
@@ -31,6 +34,13 @@ pub trait Task {
     /// The loss of one micro-batch. Batch, masks and dropout are drawn from `Rng::stream(seed, …)` with an index made
     /// of `step` (from 0) and `micro`, never from a generator that lives on between calls.
     fn train_step(&mut self, step: u64, micro: usize) -> Result<StepLoss>;
+
+    /// Makes what [`train_step`](Self::train_step) of the same numbers will need of the host alone: reads, draws, mixes and
+    /// packs its batch, and keeps it, for example in a [`Prepared`]. Called on a thread of its own while the gradients of
+    /// the micro-batch before are computed. Only a hint: a step must do without, and must come to the same.
+    fn prepare(&mut self, step: u64, micro: usize) {
+        let _ = (step, micro);
+    }
 
     /// Scores the current weights on held-out data. The first metric decides which weights are best; none at all
     /// means that the latest are.
@@ -54,6 +64,53 @@ pub struct StepLoss {
     pub loss: Tensor,
     /// How much was trained on, for the throughput.
     pub items: usize,
+}
+
+/// A batch that [`Task::prepare`] has made, until its step takes it.
+#[derive(Debug)]
+pub struct Prepared<B>(Option<(u64, usize, B)>);
+
+impl<B> Default for Prepared<B> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl<B> Prepared<B> {
+    /// Keeps the batch of a step and micro-batch, in place of any other.
+    pub fn put(&mut self, step: u64, micro: usize, batch: B) {
+        self.0 = Some((step, micro, batch));
+    }
+
+    /// The batch of these numbers, if that is the one that was prepared.
+    pub fn take(&mut self, step: u64, micro: usize) -> Option<B> {
+        self.0.take().filter(|(s, m, _)| (*s, *m) == (step, micro)).map(|(.., batch)| batch)
+    }
+}
+
+/// Says how much memory a GPU has where an error is that it is short of it.
+fn explain(error: Error, device: &Device) -> Error {
+    match &error {
+        Error::Candle(inner) => mamba_kernels::explain_gpu_memory(device, inner).map_or(error, Error::other),
+        _ => error,
+    }
+}
+
+/// Runs `work` while the task prepares its next micro-batch, if there is one.
+fn while_preparing<T>(
+    task: &mut dyn Task,
+    next: Option<(u64, usize)>,
+    work: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let Some((step, micro)) = next else { return work() };
+    std::thread::scope(|scope| {
+        let preparing = scope.spawn(move || task.prepare(step, micro));
+        let result = work();
+        if let Err(panic) = preparing.join() {
+            std::panic::resume_unwind(panic);
+        }
+        result
+    })
 }
 
 /// Why a run ended. In every case its state is saved.
@@ -120,7 +177,7 @@ pub fn run(
     stop: &Stop,
 ) -> Result<Report> {
     config.validate()?;
-    let schedule = config.schedule();
+    let (schedule, device) = (config.schedule(), task.params().device().clone());
     let mut run = Run::open(task, config, folder)?;
     let clock = Instant::now();
     let (seconds_before, mut last_line, mut items) = (run.state.seconds, Instant::now(), 0);
@@ -161,12 +218,17 @@ pub fn run(
         grads.scale(1.0 / config.accumulate as f64);
         let mut loss = 0.0;
         for micro in 0..config.accumulate {
-            let part = task.train_step(step, micro)?;
-            let value = part.loss.detach().to_dtype(DType::F64)?.to_scalar::<f64>()?;
+            let part = task.train_step(step, micro).map_err(|error| explain(error, &device))?;
+            let next = if micro + 1 < config.accumulate { (step, micro + 1) } else { (step + 1, 0) };
+            let value = while_preparing(task, Some(next).filter(|next| next.0 < config.steps), || {
+                grads.accumulate(part.loss.backward()?)?;
+                // A GPU is waited for here, when all of its work is queued.
+                Ok(part.loss.detach().to_dtype(DType::F64)?.to_scalar::<f64>()?)
+            })
+            .map_err(|error| explain(error, &device))?;
             if !value.is_finite() {
                 return Err(Error::NonFinite { step: step + 1, what: "the loss".into(), value });
             }
-            grads.accumulate(part.loss.backward()?)?;
             loss += value / config.accumulate as f64;
             items += part.items;
         }
@@ -187,7 +249,9 @@ pub fn run(
             let seconds = seconds_before + clock.elapsed().as_secs_f64();
             let rate = items as f64 / last_line.elapsed().as_secs_f64().max(1e-9);
             let loss = run.state.loss_sum / run.state.loss_count as f64;
-            let record = Record::Train { step: run.state.step, loss, lr, grad_norm, rate, seconds };
+            let peak_memory = peak_memory(&device);
+            let record =
+                Record::Train { step: run.state.step, loss, lr, grad_norm, rate, peak_memory, seconds };
             run.metrics.append(&record)?;
             console.train(&record);
             (run.state.loss_sum, run.state.loss_count, last_line, items) = (0.0, 0, Instant::now(), 0);

@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use mamba_core::run_folder::{Metric, Record, RunFolder};
-use mamba_core::train::{Console, Report, StepLoss, Stop, Task, TrainConfig, run};
+use mamba_core::train::{Console, Prepared, Report, StepLoss, Stop, Task, TrainConfig, run};
 use mamba_core::{Init, Params, Result, Rng, dropout};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -23,6 +23,10 @@ pub struct Perceptron {
     /// Raised before this step.
     pub stop_at: Option<(u64, Stop)>,
     pub data: String,
+    /// Whether batches are drawn ahead, those that are, and how many of them were of use.
+    pub ahead: bool,
+    prepared: Prepared<Rng>,
+    pub taken: usize,
 }
 
 impl Perceptron {
@@ -44,7 +48,15 @@ impl Perceptron {
             nan_from: u64::MAX,
             stop_at: None,
             data,
+            ahead: false,
+            prepared: Prepared::default(),
+            taken: 0,
         })
+    }
+
+    /// What draws a micro-batch.
+    fn drawn(&self, step: u64, micro: usize) -> Rng {
+        Rng::stream(self.config.seed, "batch", step * self.config.accumulate as u64 + micro as u64)
     }
 
     /// The loss of a batch drawn from `rng`.
@@ -75,6 +87,12 @@ impl Task for Perceptron {
         json!({"width": self.width})
     }
 
+    fn prepare(&mut self, step: u64, micro: usize) {
+        if self.ahead {
+            self.prepared.put(step, micro, self.drawn(step, micro));
+        }
+    }
+
     fn train_step(&mut self, step: u64, micro: usize) -> Result<StepLoss> {
         std::thread::sleep(self.pause);
         if let Some((at, stop)) = &self.stop_at
@@ -82,8 +100,9 @@ impl Task for Perceptron {
         {
             stop.request();
         }
-        let mut rng =
-            Rng::stream(self.config.seed, "batch", step * self.config.accumulate as u64 + micro as u64);
+        let prepared = self.prepared.take(step, micro);
+        self.taken += usize::from(prepared.is_some());
+        let mut rng = prepared.unwrap_or_else(|| self.drawn(step, micro));
         let mut part = self.step_on(&mut rng)?;
         if step >= self.nan_from {
             part.loss = (part.loss * f64::NAN)?;
@@ -130,7 +149,9 @@ pub fn records(dir: &Path) -> Vec<Record> {
     let mut records = RunFolder::resume(dir).unwrap().records().unwrap();
     for record in &mut records {
         match record {
-            Record::Train { rate, seconds, .. } => (*rate, *seconds) = (0.0, 0.0),
+            Record::Train { rate, seconds, peak_memory, .. } => {
+                (*rate, *seconds, *peak_memory) = (0.0, 0.0, None);
+            }
             Record::Valid { seconds, .. } => *seconds = 0.0,
         }
     }

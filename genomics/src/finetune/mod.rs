@@ -23,8 +23,9 @@ use crate::labelled::{Columns, LabelledSet};
 use crate::metrics;
 use crate::tokenizer::{N, is_base, reverse_complement_in_place};
 use candle_core::{DType, Device, Tensor};
+use mamba_core::nn::widen;
 use mamba_core::run_folder::Metric;
-use mamba_core::train::{StepLoss, Task, TrainConfig};
+use mamba_core::train::{Prepared, StepLoss, Task, TrainConfig};
 use mamba_core::{Error, LoraConfig, Params, Result, Rng};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -338,7 +339,15 @@ pub struct Finetuning<'a> {
     weights: Vec<f64>,
     /// The epoch whose order is at hand.
     order: (u64, Vec<usize>),
+    prepared: Prepared<Drawn>,
     device: Device,
+}
+
+/// The sequences of a step with their labels, and the generator that drew them, for what else is drawn.
+struct Drawn {
+    sequences: Vec<Vec<u8>>,
+    labels: Vec<f64>,
+    rng: Rng,
 }
 
 impl<'a> Finetuning<'a> {
@@ -379,7 +388,19 @@ impl<'a> Finetuning<'a> {
             return Err(Error::Config(message));
         }
         let device = params.device().clone();
-        Ok(Self { cfg, target, train, valid, params, model, weights, order: (u64::MAX, Vec::new()), device })
+        let (order, prepared) = ((u64::MAX, Vec::new()), Prepared::default());
+        Ok(Self { cfg, target, train, valid, params, model, weights, order, prepared, device })
+    }
+
+    /// The training sequences of a step, changed as the settings say.
+    fn batch(&mut self, step: u64, micro: usize) -> Drawn {
+        let TrainConfig { seed, batch_size, accumulate, .. } = self.cfg.train;
+        let index = step * accumulate as u64 + micro as u64;
+        let mut rng = Rng::stream(seed, "finetune step", index);
+        let places: Vec<usize> =
+            (0..batch_size as u64).map(|i| self.draw(index * batch_size as u64 + i)).collect();
+        let sequences = places.iter().map(|&i| self.augmented(i, &mut rng)).collect();
+        Drawn { sequences, labels: places.iter().map(|&i| self.train.labels[i]).collect(), rng }
     }
 
     /// The `k`-th training sequence over all epochs, each of which has its own order.
@@ -476,18 +497,18 @@ impl Task for Finetuning<'_> {
         serde_json::to_value(cfg).expect("a config of plain values has a JSON form")
     }
 
+    fn prepare(&mut self, step: u64, micro: usize) {
+        let batch = self.batch(step, micro);
+        self.prepared.put(step, micro, batch);
+    }
+
     fn train_step(&mut self, step: u64, micro: usize) -> Result<StepLoss> {
-        let TrainConfig { seed, batch_size, accumulate, .. } = self.cfg.train;
-        let index = step * accumulate as u64 + micro as u64;
-        let mut rng = Rng::stream(seed, "finetune step", index);
-        let places: Vec<usize> =
-            (0..batch_size as u64).map(|i| self.draw(index * batch_size as u64 + i)).collect();
-        let sequences: Vec<Vec<u8>> = places.iter().map(|&i| self.augmented(i, &mut rng)).collect();
-        let labels: Vec<f64> = places.iter().map(|&i| self.train.labels[i]).collect();
+        let prepared = self.prepared.take(step, micro);
+        let Drawn { sequences, labels, mut rng } = prepared.unwrap_or_else(|| self.batch(step, micro));
         let items = sequences.iter().map(Vec::len).sum();
         let sequences: Vec<&[u8]> = sequences.iter().map(Vec::as_slice).collect();
         let batch = SequenceBatch::new(&sequences, &self.device)?;
-        let logits = self.model.forward_train(&batch, &mut rng)?; // (B, outputs)
+        let logits = widen(&self.model.forward_train(&batch, &mut rng)?)?; // (B, outputs)
         let loss = match self.target {
             Target::Classes { .. } => {
                 classes_loss(&logits, &labels, &self.weights, self.cfg.task.label_smoothing)?

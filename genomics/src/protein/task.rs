@@ -16,7 +16,7 @@ use candle_core::{D, DType, Device, Tensor};
 use mamba_core::Params;
 use mamba_core::nn::cross_entropy;
 use mamba_core::run_folder::Metric;
-use mamba_core::train::{StepLoss, Task, TrainConfig};
+use mamba_core::train::{Prepared, StepLoss, Task, TrainConfig};
 use mamba_datasets::{Fractions, index_split};
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::Rng;
@@ -420,6 +420,7 @@ pub struct ProteinTraining<'a> {
     data: &'a ProteinData,
     params: Params,
     model: ProteinModel,
+    prepared: Prepared<Vec<Row>>,
     device: Device,
 }
 
@@ -437,7 +438,13 @@ impl<'a> ProteinTraining<'a> {
         let model = config.build(&params.builder())?;
         params.check()?;
         let device = params.device().clone();
-        Ok(Self { config, train, data, params, model, device })
+        Ok(Self { config, train, data, params, model, prepared: Prepared::default(), device })
+    }
+
+    fn rows(&self, step: u64, micro: usize) -> Vec<Row> {
+        let size = self.train.batch_size;
+        let row = |i: usize| self.data.training_row(self.train.seed, step, (micro * size + i) as u64);
+        (0..size).map(row).collect()
     }
 }
 
@@ -450,10 +457,12 @@ impl Task for ProteinTraining<'_> {
         self.config.to_json()
     }
 
+    fn prepare(&mut self, step: u64, micro: usize) {
+        self.prepared.put(step, micro, self.rows(step, micro));
+    }
+
     fn train_step(&mut self, step: u64, micro: usize) -> mamba_core::Result<StepLoss> {
-        let size = self.train.batch_size;
-        let row = |i: usize| self.data.training_row(self.train.seed, step, (micro * size + i) as u64);
-        let rows: Vec<Row> = (0..size).map(row).collect();
+        let rows = self.prepared.take(step, micro).unwrap_or_else(|| self.rows(step, micro));
         let items = rows.iter().map(|row| row.prompt.ids.len()).sum();
         let (input, labels) = self.data.batch(&rows, &self.device)?;
         let loss = cross_entropy(&self.model.forward(&input)?, &labels, Some(PAD))?;

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Packs everything that proves the CUDA build into one archive, for a GPU machine that has neither Rust nor this repository:
-# test binaries, benches and programs with feature `cuda`, golden cases, and prove.sh.
+# test binaries, the bench and programs with feature `cuda`, golden cases, prove.sh and peers.py.
 #
 #   eval "$(kernels/cuda/toolkit.sh ~/cuda-toolkit)"    compiler and libraries, where there is no CUDA
 #   MAMBA_GOLDEN=golden kernels/cuda/kit/pack.sh kit.tar.gz
@@ -43,9 +43,9 @@ collect() {
 
 echo "building tests and benches" >&2
 cargo test --no-run --message-format=json-render-diagnostics "${packages[@]}" "${features[@]}" \
-  --test golden --test properties --benches >"$kit/tests.json"
+  --test golden --test properties --bench gpu >"$kit/tests.json"
 collect test <"$kit/tests.json"
-collect bench <"$kit/tests.json" | grep '^kernels-'
+collect bench <"$kit/tests.json"
 echo "building programs" >&2
 cargo build --message-format=json-render-diagnostics "${packages[@]}" "${features[@]}" --bins >"$kit/bins.json"
 collect bin <"$kit/bins.json"
@@ -56,7 +56,7 @@ if [ -n "${MAMBA_GOLDEN:-}" ]; then
 else
   for folder in */tests/golden; do cp -rL "$folder/." "$kit/golden"; done
 fi
-cp kernels/cuda/kit/prove.sh "$kit/"
+cp kernels/cuda/kit/prove.sh kernels/cuda/kit/peers.py "$kit/"
 git rev-parse HEAD >"$kit/COMMIT" 2>/dev/null || echo unknown >"$kit/COMMIT"
 tar -czf "$archive" -C "$kit" .
 echo "$archive: $(du -h "$archive" | cut -f1); on the GPU machine: mkdir kit && tar -xzf $(basename "$archive") -C kit && kit/prove.sh" >&2

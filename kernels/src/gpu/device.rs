@@ -4,16 +4,17 @@
 //! are launched.
 #![allow(unsafe_code)] // uninitialised memory and launches
 
+use super::messages::{self, Memory};
 use super::{Grid, Kernel, KernelArgs, Module, symbol};
 use candle_core::backend::BackendDevice;
 use candle_core::cuda_backend::WrapErr;
-use candle_core::cuda_backend::cudarc::driver::sys::CUresult;
+use candle_core::cuda_backend::cudarc::driver::sys::{self, CUresult};
 use candle_core::cuda_backend::cudarc::driver::{
     CudaFunction, CudaModule, DevicePtr, DriverError, LaunchConfig, PushKernelArg,
 };
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::{CudaStorageSlice, DeviceId};
-use candle_core::{CudaDevice, CudaStorage, DType, Result, Shape, Storage, bail};
+use candle_core::{CudaDevice, CudaStorage, DType, Device, Result, Shape, Storage, bail};
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
@@ -42,38 +43,74 @@ pub(super) fn alloc(device: &CudaDevice, size: &Shape, dtype: DType, zero: bool)
     };
     let storage = match storage {
         Ok(storage) => Storage::Cuda(storage),
-        Err(error) => {
-            let asked = size.elem_count() * dtype.size_in_bytes();
-            match device.cuda_stream().context().mem_get_info() {
-                Ok((free, total)) if error.to_string().contains("OUT_OF_MEMORY") => bail!(
-                    "out of GPU memory: asked for {:.1} MiB, {:.1} of {:.1} MiB are free",
-                    mib(asked),
-                    mib(free),
-                    mib(total)
-                ),
-                _ => return Err(error),
-            }
+        Err(error) if messages::is_out_of_memory(&error.to_string()) => {
+            bail!("{}", memory(device)?.is_short(Some(size.elem_count() * dtype.size_in_bytes())))
         }
+        Err(error) => return Err(error),
     };
     let address = address(device, &storage)?;
     Ok((storage, address))
 }
 
-/// Refuses a GPU that is older than what candle's own kernels are compiled for.
-pub(super) fn check(device: &CudaDevice) -> Result<()> {
-    let (major, minor) = device.cuda_stream().context().compute_capability().w()?;
-    match env!("MAMBA_COMPUTE_CAPABILITY").parse::<i32>() {
-        Ok(built) if 10 * major + minor < built => bail!(
-            "this build is for GPUs of compute capability {}.{} and newer, this one has {major}.{minor}: build with CUDA_COMPUTE_CAP={major}{minor}",
-            built / 10,
-            built % 10
-        ),
-        _ => Ok(()),
+/// Opens a GPU with one stream for all threads: what one uploads comes before what another computes from it.
+pub(super) fn open(number: usize) -> Result<CudaDevice> {
+    let Device::Cuda(device) = Device::new_cuda_with_stream(number)? else { bail!("no CUDA device") };
+    let capability = device.cuda_stream().context().compute_capability().w()?;
+    // What candle's own kernels are compiled for.
+    if let Some(reason) = messages::too_old(env!("MAMBA_COMPUTE_CAPABILITY"), capability) {
+        bail!("{reason}");
     }
+    // SAFETY: events order the work of several streams; all of this device's work is on its one stream, memory is
+    // allocated and freed on it.
+    unsafe { device.disable_event_tracking() };
+    if let Some(pool) = pool(&device)? {
+        // Freed memory stays with the process. Else it goes back at each transfer, and comes anew after it.
+        let mut threshold = u64::MAX;
+        // SAFETY: the attribute is a 64-bit number, the pool is the device's own.
+        unsafe {
+            sys::cuMemPoolSetAttribute(
+                pool,
+                sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD,
+                (&raw mut threshold).cast(),
+            )
+        }
+        .result()
+        .w()?;
+    }
+    Ok(device)
 }
 
-fn mib(bytes: usize) -> f64 {
-    bytes as f64 / f64::from(1 << 20)
+/// The pool that the device's memory comes from, if it has one.
+fn pool(device: &CudaDevice) -> Result<Option<sys::CUmemoryPool>> {
+    let stream = device.cuda_stream();
+    let context = stream.context();
+    if !context.has_async_alloc() {
+        return Ok(None);
+    }
+    let mut pool = std::ptr::null_mut();
+    // SAFETY: writes one handle.
+    unsafe { sys::cuDeviceGetDefaultMemPool(&raw mut pool, context.cu_device()) }.result().w()?;
+    Ok(Some(pool))
+}
+
+pub(super) fn memory(device: &CudaDevice) -> Result<Memory> {
+    use sys::CUmemPool_attribute as Attribute;
+    let (free, total) = device.cuda_stream().context().mem_get_info().w()?;
+    let (free, total) = (free as u64, total as u64);
+    let Some(pool) = pool(device)? else {
+        return Ok(Memory { free, total, used: total - free, peak: total - free });
+    };
+    let read = |attribute| {
+        let mut value = 0u64;
+        // SAFETY: these attributes are 64-bit numbers, the pool is the device's own.
+        unsafe { sys::cuMemPoolGetAttribute(pool, attribute, (&raw mut value).cast()) }.result().w()?;
+        Ok::<_, candle_core::Error>(value)
+    };
+    let used = read(Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
+    let reserved = read(Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
+    let peak = read(Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?;
+    // What the pool holds and no tensor uses is as good as free.
+    Ok(Memory { free: free + reserved.saturating_sub(used), total, used, peak })
 }
 
 pub(super) fn upload(device: &CudaDevice, values: &[i64]) -> Result<(Storage, u64)> {
@@ -144,11 +181,7 @@ fn load(device: &CudaDevice, module: Module) -> Result<Arc<CudaModule>> {
             CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU | CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION,
         )) => {
             let (major, minor) = context.compute_capability().w()?;
-            bail!(
-                "the kernels of {} are compiled for GPUs of compute capability 8.0 and newer and for drivers of CUDA {} and newer; this GPU has {major}.{minor}",
-                module.name(),
-                env!("MAMBA_NVCC_VERSION"),
-            )
+            bail!("{}", messages::no_code(module.name(), env!("MAMBA_NVCC_VERSION"), (major, minor)))
         }
         error => error.w(),
     }

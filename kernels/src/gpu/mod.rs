@@ -14,21 +14,54 @@ use candle_core::{DType, Device, Result, Shape, Storage, Tensor, bail};
 mod device;
 #[cfg(feature = "testing")]
 mod emulated;
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))] // its tests need no GPU
+mod messages;
 mod spans;
 
 #[cfg(feature = "testing")]
 pub use emulated::Emulation;
 pub(crate) use spans::{SpanPlan, SpansArgs};
 
-/// Whether this build has kernels for a device; an error that says which it has, if not.
+/// Opens the GPU of a number for these ops and for candle's: all work goes to one stream, memory that is freed stays with
+/// the process.
 ///
 /// # Errors
-/// A GPU that is too old for what the build was compiled for.
-pub fn check_device(device: &Device) -> Result<()> {
+/// Why it does not open, in words for people: no driver, no such GPU, one that is too old for this build.
+#[cfg(feature = "cuda")]
+pub fn open_gpu(number: usize) -> std::result::Result<Device, String> {
+    device::open(number).map(Device::Cuda).map_err(|error| messages::does_not_open(&error.to_string()))
+}
+
+/// Opens the GPU of a number: this build, without feature `cuda`, has none.
+///
+/// # Errors
+/// Always.
+#[cfg(not(feature = "cuda"))]
+pub fn open_gpu(_: usize) -> std::result::Result<Device, String> {
+    Err("this build has no CUDA support (feature `cuda`)".into())
+}
+
+/// The most bytes that tensors of this process have taken on a GPU at once; none for the CPU, or where the driver does not
+/// say.
+pub fn peak_gpu_memory(device: &Device) -> Option<u64> {
     match device {
         #[cfg(feature = "cuda")]
-        Device::Cuda(cuda) => device::check(cuda),
-        _ => Ok(()),
+        Device::Cuda(cuda) => device::memory(cuda).ok().map(|memory| memory.peak),
+        _ => None,
+    }
+}
+
+/// If an error on a GPU is that its memory is short, how much there is: candle's own ops do not say.
+pub fn explain_gpu_memory(device: &Device, error: &candle_core::Error) -> Option<String> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(cuda) if messages::is_out_of_memory(&error.to_string()) => {
+            device::memory(cuda).ok().map(|memory| memory.is_short(None))
+        }
+        _ => {
+            let _ = error;
+            None
+        }
     }
 }
 

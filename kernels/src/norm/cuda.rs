@@ -8,8 +8,8 @@ use candle_core::{DType, Result, Shape, Tensor};
 
 /// Most threads of a block, for one row and group.
 const MOST_THREADS: usize = 512;
-/// Elements of a thread, where the group is long enough.
-const ELEMENTS: usize = 4;
+/// Elements that a thread keeps; longer groups than `MOST_THREADS` times as many are read again.
+const ITEMS: usize = 8;
 /// Threads of a block that sums columns.
 const COLUMNS: usize = 128;
 /// Slices of rows that are summed side by side.
@@ -45,7 +45,7 @@ kernel_args! {
 fn prepare(gpu: &Gpu, op: &Op, inputs: &[Option<Tensor>], x: &Tensor) -> Result<(Grid, NormArgs)> {
     let d = x.dims().last().copied().unwrap_or(1);
     let rows = x.elem_count() / d;
-    let threads = op.group.div_ceil(ELEMENTS).next_power_of_two().clamp(32, MOST_THREADS);
+    let threads = op.group.div_ceil(ITEMS).next_power_of_two().clamp(32, MOST_THREADS);
     let grid = Grid { blocks: [rows * (d / op.group), 1], threads: [threads, 1] };
     let input = |i: usize| gpu.address(inputs[i].as_ref());
     let args = NormArgs {

@@ -14,9 +14,12 @@ const ROUND: usize = STATES * WARPS;
 const THREADS: usize = LANES * WARPS;
 const CHUNK: usize = 32;
 
-/// Warps that fill a GPU: with less than half of them, segments are cut along L. A constant, so that results are the
-/// same bits on any GPU.
-const ENOUGH_WARPS: usize = 4096;
+/// Segments are cut along L where fewer warps than this have states to work on, and then into as many spans as make
+/// `MANY_WARPS`. Cutting costs a second walk over all but the last spans, as much work as the first, so that a GPU must
+/// be less than half used before it pays; once cut, more and shorter spans leave no multiprocessor waiting for the last
+/// one. Constants, so that results are the same bits on any GPU.
+const ENOUGH_WARPS: usize = 1024;
+const MANY_WARPS: usize = 8192;
 /// Spans are no shorter than this many steps.
 const MIN_SPAN: usize = 128;
 /// Blocks of the backward pass at most; each walks several spans if there are more.
@@ -88,7 +91,6 @@ struct Launches<'a> {
     plan: SpanPlan,
     /// Tiles of 32 channels.
     tiles: usize,
-    warps: usize,
     rounds: usize,
     args: ScanArgs,
 }
@@ -99,9 +101,9 @@ impl<'a> Launches<'a> {
         let run = greatest_common_divisor(d / b_groups.max(1), d / c_groups.max(1));
         let tiles_of_run = run.div_ceil(LANES);
         let tiles = d / run * tiles_of_run;
-        let warps = n.div_ceil(STATES).min(WARPS);
-        let lines = (op.segments.count() * tiles * warps).max(1);
-        let cuts = if 2 * lines <= ENOUGH_WARPS { ENOUGH_WARPS / lines } else { 1 };
+        let working = n.div_ceil(STATES).min(WARPS);
+        let lines = (op.segments.count() * tiles * working).max(1);
+        let cuts = if lines < ENOUGH_WARPS { MANY_WARPS / lines } else { 1 };
         let longest = op.segments.iter().map(|s| s.len()).max().unwrap_or(1);
         let span = longest.div_ceil(cuts).max(MIN_SPAN).next_multiple_of(CHUNK);
         let plan = SpanPlan::new(gpu, &op.segments, span, CHUNK, op.reverse)?;
@@ -128,7 +130,7 @@ impl<'a> Launches<'a> {
             softplus: i64::from(op.softplus),
             ..ScanArgs::default()
         };
-        Ok(Self { gpu, dims: op.dims, dtype, plan, tiles, warps, rounds: n.div_ceil(ROUND), args })
+        Ok(Self { gpu, dims: op.dims, dtype, plan, tiles, rounds: n.div_ceil(ROUND), args })
     }
 
     /// Tiles `first .. first + len` of each launch, so that no launch has more than `most`.
@@ -138,19 +140,29 @@ impl<'a> Launches<'a> {
     }
 
     fn grid(&self, blocks: usize, tiles: usize) -> Grid {
-        Grid { blocks: [blocks, tiles], threads: [LANES, self.warps] }
+        Grid { blocks: [blocks, tiles], threads: [LANES, WARPS] }
     }
 
-    /// Memory for the states of rounds that wait.
+    /// Memory for the states of rounds that wait; the kernels for constant coefficients keep a single round there too.
     fn carry(&self, blocks: usize, tiles: usize) -> Result<Option<Buffer>> {
         let shape = (blocks * tiles, self.rounds, STATES * THREADS);
-        (self.rounds > 1).then(|| self.gpu.uninitialised(shape, DType::F32)).transpose()
+        (self.rounds > 1 || self.has_constant())
+            .then(|| self.gpu.uninitialised(shape, DType::F32))
+            .transpose()
     }
 
-    /// One of the kernels that walk over all tiles, with the variant for constant coefficients.
-    fn walk(&self, names: [&'static str; 2], args: &ScanArgs) -> Result<()> {
-        let constant = self.dims.b_groups == 0 || self.dims.c_groups == 0;
-        let name = names[usize::from(constant)];
+    fn has_constant(&self) -> bool {
+        self.dims.b_groups == 0 || self.dims.c_groups == 0
+    }
+
+    /// The variant of a kernel for these sizes: plain, for more than one round of states, for constant coefficients.
+    fn variant(&self, names: [&'static str; 3]) -> &'static str {
+        names[if self.has_constant() { 2 } else { usize::from(self.rounds > 1) }]
+    }
+
+    /// One of the kernels that walk over all tiles.
+    fn walk(&self, names: [&'static str; 3], args: &ScanArgs) -> Result<()> {
+        let name = self.variant(names);
         for (first_tile, tiles) in self.waves(MAX_BLOCKS_Y) {
             let carry = self.carry(self.plan.count, tiles)?;
             let args = ScanArgs { first_tile: first_tile as i64, carry: address_of(&carry), ..*args };
@@ -167,7 +179,7 @@ impl<'a> Launches<'a> {
     }
 
     /// The states that enter the spans of segments that are cut; in backward, the gradients that enter from behind.
-    fn border_states(&mut self, names: [&'static str; 2], join: &'static str) -> Result<Option<[Buffer; 2]>> {
+    fn border_states(&mut self, names: [&'static str; 3], join: &'static str) -> Result<Option<[Buffer; 2]>> {
         if !self.plan.is_cut {
             return Ok(None);
         }
@@ -198,14 +210,14 @@ pub(super) fn forward(
     let Some(u) = &inputs[0] else { bail!("selective_scan: there is no u") };
     let mut launches = Launches::new(gpu, op, inputs, u.dtype())?;
     let Dims { d, n, .. } = op.dims;
-    let _borders = launches.border_states(["summary", "summary_constant"], "join")?;
+    let _borders = launches.border_states(["summary", "summary_rounds", "summary_constant"], "join")?;
     let y = like_tokens(gpu, op, u)?;
     let state = (op.segments.count(), d, n);
     let last = op.with_state.then(|| gpu.uninitialised(state, DType::F32)).transpose()?;
     let kept = track.then(|| gpu.uninitialised((launches.plan.chunks, n, d), DType::F32)).transpose()?;
     let args =
         ScanArgs { y: y.address(), last_state: address_of(&last), kept: address_of(&kept), ..launches.args };
-    launches.walk(["forward", "forward_constant"], &args)?;
+    launches.walk(["forward", "forward_rounds", "forward_constant"], &args)?;
     let outputs = [Some(y), last].into_iter().flatten().map(Buffer::into_output).collect();
     Ok((outputs, kept.map(Buffer::into_tensor)))
 }
@@ -226,7 +238,8 @@ pub(super) fn backward(
     launches.args.dy = gpu.address(grads[0].as_ref())?;
     launches.args.dlast = gpu.address(grads.get(1).and_then(Option::as_ref))?;
     launches.args.kept = gpu.address(Some(kept))?;
-    let _borders = launches.border_states(["summary_back", "summary_back_constant"], "join_back")?;
+    let names = ["summary_back", "summary_back_rounds", "summary_back_constant"];
+    let _borders = launches.border_states(names, "join_back")?;
 
     let (du, ddelta) = (like_tokens(gpu, op, u)?, like_tokens(gpu, op, u)?);
     let dz = inputs[6].as_ref().map(|z| like_tokens(gpu, op, z)).transpose()?;
@@ -254,7 +267,7 @@ pub(super) fn backward(
         spans_per_block: per_block as i64,
         ..launches.args
     };
-    let name = if b_groups == 0 || c_groups == 0 { "backward_constant" } else { "backward" };
+    let name = launches.variant(["backward", "backward_rounds", "backward_constant"]);
     let carry = launches.carry(blocks, wave)?;
     for (first_tile, tiles) in launches.waves(wave) {
         let args = ScanArgs { first_tile: first_tile as i64, carry: address_of(&carry), ..args };

@@ -92,6 +92,9 @@ struct Launches<'a> {
 impl<'a> Launches<'a> {
     fn new(gpu: &'a Gpu, op: &Op, inputs: &[Option<Tensor>], dtype: DType) -> Result<Self> {
         let Dims { h, p, g, n, d_per_channel, .. } = op.dims;
+        if h * p > i32::MAX as usize || g * n > i32::MAX as usize {
+            bail!("{NAME}: a token of {h} × {p} channels or {g} × {n} coefficients is too large for a GPU");
+        }
         let plan = SpanPlan::new(gpu, &op.segments, CHUNK, CHUNK, op.reverse)?;
         let in_group = h / g;
         let wanted = ENOUGH_BLOCKS.div_ceil((plan.count * g).max(1)).min(in_group);

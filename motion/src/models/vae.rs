@@ -14,7 +14,7 @@ use super::attention::{Layer, LayerConfig, padding_mask, projection};
 use crate::diffusion::sinusoids;
 use crate::features::N_FEATURES;
 use candle_core::{Module, Result, Tensor};
-use mamba_core::nn::{Linear, Norm, NormKind};
+use mamba_core::nn::{Linear, Norm, NormKind, widen};
 use mamba_core::{Error, Init, ParamBuilder, Rng};
 use serde::{Deserialize, Serialize};
 
@@ -104,7 +104,8 @@ impl Latent {
 
     /// The mean divergence from the standard normal distribution, by value.
     pub fn kl(&self) -> Result<Tensor> {
-        let terms = (((self.mean.sqr()? + self.log_var.exp()?)? - &self.log_var)? - 1.0)?;
+        let (mean, log_var) = (widen(&self.mean)?, widen(&self.log_var)?);
+        let terms = (((mean.sqr()? + log_var.exp()?)? - log_var)? - 1.0)?;
         terms.mean_all()? * 0.5
     }
 }
@@ -216,7 +217,7 @@ impl MotionVae {
         let latent = self.encode(motion, lengths, rng.as_deref_mut())?;
         let decoded = self.decode(&latent.sample(noise)?, lengths, rng)?;
         let l = decoded.dim(1)?;
-        let error = (decoded - motion.narrow(1, 0, l)?)?;
+        let error = (widen(&decoded)? - widen(&motion.narrow(1, 0, l)?)?)?;
         let reconstruction = masked_mean(&huber(&error)?, lengths, 0)?;
         let mut total = (&reconstruction + (latent.kl()? * self.cfg.kl_weight)?)?;
         if self.cfg.change_weight > 0.0 && l > 1 {

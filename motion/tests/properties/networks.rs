@@ -3,11 +3,13 @@
 use candle_core::{DType, Device, Result, Tensor};
 use mamba_core::optim::{AdamW, AdamWConfig, Gradients};
 use mamba_core::{Mamba1Config, Params, Rng};
+use mamba_kernels::testing::emulation;
 use mamba_motion::features::N_FEATURES;
 use mamba_motion::models::{
     Condition, ConditionConfig, Denoiser, DenoiserConfig, Evaluator, EvaluatorConfig, Join,
     MotionMambaConfig, MotionVae, NetworkConfig, TransformerConfig, VaeConfig,
 };
+use std::path::Path;
 
 const CPU: Device = Device::Cpu;
 
@@ -264,6 +266,34 @@ fn denoisers_vae_and_evaluator_learn_a_batch() -> Result<()> {
     let (first, last) = fit(&params, 60, || evaluator.loss(&motion, &[4, 3], &[0, 2]));
     assert!(last < 0.1 * first, "evaluator: {first} to {last}");
     Ok(())
+}
+
+/// What a GPU computes in bf16, here in f16, which the CPU multiplies.
+#[test]
+fn networks_train_in_half_precision() -> Result<()> {
+    let Some(emulation) = emulation(Path::new(env!("CARGO_TARGET_TMPDIR"))) else { return Ok(()) };
+    let half = |x: Tensor| x.to_dtype(DType::F16);
+    let trains = |what: &str, params: &Params, loss: Result<Tensor>| -> Result<()> {
+        let grads = Gradients::of(&loss?, params)?;
+        assert!(grads.norm()? > 0.0, "{what}");
+        Ok(())
+    };
+    emulation.run(|| {
+        for (what, network) in networks() {
+            let params = Params::fresh(1, DType::F16, &CPU);
+            let denoiser = Denoiser::new(&denoiser_config(network, label_config()), &params.builder())?;
+            let z = half(random((3, 2, 16), 2))?;
+            let y = denoiser.forward(&z, &[5, 900, 31], &labels(), &[40, 60, 80]);
+            trains(what, &params, y.and_then(|y| y.to_dtype(DType::F32)?.sqr()?.mean_all()))?;
+        }
+        let (motion, noise) = (half(random((2, 4, N_FEATURES), 4))?, half(random((2, 2, 16), 5))?);
+        let params = Params::fresh(1, DType::F16, &CPU);
+        let vae = MotionVae::new(&vae_config(), &params.builder())?;
+        trains("VAE", &params, vae.loss(&motion, &[4, 3], &noise, None).map(|loss| loss.total))?;
+        let params = Params::fresh(1, DType::F16, &CPU);
+        let evaluator = Evaluator::new(&evaluator_config(), &params.builder())?;
+        trains("evaluator", &params, evaluator.loss(&motion, &[4, 3], &[0, 2]))
+    })
 }
 
 #[test]

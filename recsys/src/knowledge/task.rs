@@ -5,8 +5,9 @@ use super::model::{Mamba4Kt, Mamba4KtConfig, START, interaction};
 use super::{AnswerLog, Student};
 use crate::ItemMap;
 use candle_core::{DType, Device, Tensor};
+use mamba_core::nn::widen;
 use mamba_core::run_folder::Metric;
-use mamba_core::train::{StepLoss, Task, TrainConfig};
+use mamba_core::train::{Prepared, StepLoss, Task, TrainConfig};
 use mamba_core::{Params, Result, Rng};
 use mamba_kernels::Segments;
 use serde::{Deserialize, Serialize};
@@ -147,6 +148,7 @@ pub struct KtTraining<'a> {
     data: &'a KtData,
     params: Params,
     model: Mamba4Kt,
+    prepared: Prepared<Packed>,
     device: Device,
 }
 
@@ -159,7 +161,17 @@ impl<'a> KtTraining<'a> {
         let model = Mamba4Kt::new(&cfg.model, data.n_skills(), &params.builder())?;
         params.check()?;
         let device = params.device().clone();
-        Ok(Self { cfg, data, params, model, device })
+        Ok(Self { cfg, data, params, model, prepared: Prepared::default(), device })
+    }
+
+    /// The students of a micro-batch, counted over all steps.
+    fn batch(&self, index: u64) -> Packed {
+        let train = &self.cfg.train;
+        let steps = Self::steps_per_epoch(self.data, train.batch_size);
+        let order = Rng::stream(train.seed, "order", index / steps).permutation(self.data.train.len());
+        let from = (index % steps) as usize * train.batch_size;
+        let chosen = &order[from..(from + train.batch_size).min(order.len())];
+        Packed::new(chosen.iter().map(|&student| &self.data.train[student]))
     }
 
     /// Steps of an epoch.
@@ -177,15 +189,16 @@ impl Task for KtTraining<'_> {
         json!({ "n_skills": self.data.n_skills(), "model": self.cfg.model })
     }
 
+    fn prepare(&mut self, step: u64, micro: usize) {
+        let index = step * self.cfg.train.accumulate as u64 + micro as u64;
+        self.prepared.put(step, micro, self.batch(index));
+    }
+
     fn train_step(&mut self, step: u64, micro: usize) -> Result<StepLoss> {
-        let (train, index) = (&self.cfg.train, step * self.cfg.train.accumulate as u64 + micro as u64);
-        let steps = Self::steps_per_epoch(self.data, train.batch_size);
-        let order = Rng::stream(train.seed, "order", index / steps).permutation(self.data.train.len());
-        let from = (index % steps) as usize * train.batch_size;
-        let chosen = &order[from..(from + train.batch_size).min(order.len())];
-        let packed = Packed::new(chosen.iter().map(|&student| &self.data.train[student]));
-        let mut rng = Rng::stream(train.seed, "dropout", index);
-        let log_odds = packed.forward(&self.model, &self.device, Some(&mut rng))?; // (L)
+        let index = step * self.cfg.train.accumulate as u64 + micro as u64;
+        let packed = self.prepared.take(step, micro).unwrap_or_else(|| self.batch(index));
+        let mut rng = Rng::stream(self.cfg.train.seed, "dropout", index);
+        let log_odds = widen(&packed.forward(&self.model, &self.device, Some(&mut rng))?)?; // (L)
         let right = Tensor::new(&packed.right[..], &self.device)?.to_dtype(log_odds.dtype())?;
         Ok(StepLoss { loss: bce_loss(&log_odds, &right)?, items: packed.right.len() })
     }

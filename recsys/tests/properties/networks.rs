@@ -6,13 +6,14 @@ use mamba_core::optim::{AdamW, AdamWConfig, Gradients};
 use mamba_core::train::{Task, TrainConfig};
 use mamba_core::{Mamba1Config, Params};
 use mamba_kernels::Segments;
-use mamba_kernels::testing::expect_close;
+use mamba_kernels::testing::{emulation, expect_close};
 use mamba_recsys::baselines::{Markov, Popularity};
 use mamba_recsys::config::{DataConfig, EvalConfig, Loss, ObjectiveConfig, Positions, RunConfig};
 use mamba_recsys::data::SampleConfig;
 use mamba_recsys::eval::evaluate;
 use mamba_recsys::task::{Training, TrainingData};
 use mamba_recsys::{Model, ModelConfig, Recommender};
+use std::path::Path;
 
 fn run(model: &Model, items: &[u32], cu_seqlens: &[usize]) -> Result<Tensor> {
     let tensor = Tensor::new(items, &Device::Cpu)?.unsqueeze(0)?; // (1, L)
@@ -75,6 +76,24 @@ fn every_parameter_gets_a_gradient_from_every_loss() {
                 }
             }
         }
+    }
+}
+
+/// What a GPU computes in bf16, here in f16, which the CPU multiplies.
+#[test]
+fn every_loss_trains_in_half_precision() {
+    let Some(emulation) = emulation(Path::new(env!("CARGO_TARGET_TMPDIR"))) else { return };
+    let data = small_data();
+    for (i, model) in small_models().into_iter().enumerate() {
+        let loss = [Loss::Softmax, Loss::SampledSoftmax, Loss::Bpr][i % 3];
+        let cfg = config(model.clone(), loss, Positions::Last);
+        let params = Params::fresh(1, DType::F16, &Device::Cpu);
+        emulation.run(|| {
+            let mut task = Training::new(&cfg, &data, params.clone()).unwrap();
+            let loss = task.train_step(0, 0).unwrap().loss;
+            let norm = Gradients::of(&loss, &params).unwrap().norm().unwrap();
+            assert!(norm > 0.0, "{}", model.name());
+        });
     }
 }
 

@@ -4,11 +4,13 @@ use candle_core::{DType, Device};
 use mamba_core::optim::{AdamW, Gradients};
 use mamba_core::train::TrainConfig;
 use mamba_core::{Params, Rng};
+use mamba_kernels::testing::emulation;
 use mamba_speech::Config;
 use mamba_speech::losses::LossWeights;
 use mamba_speech::metrics::{si_sdr_db, stoi};
 use mamba_speech::mixture::{MixtureConfig, Mixtures, Pair};
 use mamba_speech::task::{Enhancement, EnhancementConfig};
+use std::path::Path;
 
 fn config(preset: &str) -> EnhancementConfig {
     let mut model = Config::preset(preset).unwrap();
@@ -51,6 +53,29 @@ fn every_parameter_has_a_gradient_and_one_batch_is_learnt() {
         }
         assert!(last < 0.9 * first.unwrap(), "{preset}: {first:?} → {last}");
     }
+}
+
+/// What a GPU computes in bf16, here in f16, which the CPU multiplies.
+#[test]
+fn enhancement_trains_in_half_precision() {
+    let Some(emulation) = emulation(Path::new(env!("CARGO_TARGET_TMPDIR"))) else { return };
+    let mut cfg = config("semamba-small");
+    (cfg.loss.metric, cfg.data.segment_size) = (0.0, 1600);
+    let mixtures = Mixtures::generated(&cfg.data).unwrap();
+    let pairs: Vec<Pair> = (0..2).map(|i| mixtures.train_pair(0, i)).collect();
+    let loss = |params: &Params| {
+        let task = Enhancement::new(&cfg, &mixtures, params.clone()).unwrap();
+        task.loss(&pairs, &mut Rng::new(0)).unwrap()
+    };
+    let params = Params::fresh(0, DType::F32, &Device::Cpu);
+    let want = loss(&params).to_scalar::<f32>().unwrap();
+    let params = Params::trainable(params.to_tensors(), 0, DType::F16, &Device::Cpu);
+    emulation.run(|| {
+        let loss = loss(&params);
+        let got = loss.to_dtype(DType::F32).unwrap().to_scalar::<f32>().unwrap();
+        assert!((got - want).abs() < 0.05 * want, "{got}, in f32 {want}");
+        assert!(Gradients::of(&loss, &params).unwrap().norm().unwrap() > 0.0);
+    });
 }
 
 #[test]

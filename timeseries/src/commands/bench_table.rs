@@ -79,7 +79,9 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
                     None => {
                         let mut console = Console::new(Format::Human, args.common.quiet);
                         console.note(&format!("{model}, horizon {horizon}, seed {seed}"));
-                        let run = Run { cfg: &cfg, options: &options, out: &out, resume: true, init: None };
+                        let dtype = args.common.dtype();
+                        let run =
+                            Run { cfg: &cfg, options: &options, out: &out, resume: true, init: None, dtype };
                         let Some(trained) = run.train(&table, &device, &mut console)? else {
                             console.note("stopped; the same command goes on");
                             return Ok(ExitCode::from(INTERRUPTED));

@@ -121,7 +121,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let table = source.read(&options)?;
     console.note(&format!("{}: {}", source.name(), table.counts));
     let init = args.init.as_deref();
-    let run = Run { cfg: &cfg, options: &options, out: &args.out, resume: args.resume, init };
+    let dtype = args.common.dtype();
+    let run = Run { cfg: &cfg, options: &options, out: &args.out, resume: args.resume, init, dtype };
     let Some(trained) = run.train(&table, &device, &mut console)? else {
         console.note(&format!("saved in {}; the same command with --resume goes on", args.out.display()));
         return Ok(ExitCode::from(INTERRUPTED));
@@ -147,6 +148,8 @@ pub(crate) struct Run<'a> {
     pub(crate) out: &'a Path,
     pub(crate) resume: bool,
     pub(crate) init: Option<&'a Path>,
+    /// Type of weights and activations.
+    pub(crate) dtype: candle_core::DType,
 }
 
 /// What a finished run was made on.
@@ -194,9 +197,9 @@ impl Run<'_> {
         let params = match self.init {
             Some(dir) => {
                 let checkpoint = checkpoint::load(dir, None)?;
-                Params::trainable(checkpoint.tensors, cfg.train.seed, candle_core::DType::F32, device)
+                Params::trainable(checkpoint.tensors, cfg.train.seed, self.dtype, device)
             }
-            None => Params::fresh(cfg.train.seed, candle_core::DType::F32, device),
+            None => Params::fresh(cfg.train.seed, self.dtype, device),
         };
         let mut task = Forecasting::new(cfg, &saved, &data, params)?;
         let folder = match self.resume {

@@ -1,6 +1,6 @@
 //! Parts that several forecasters share.
 
-use candle_core::{DType, Module, Result, Tensor};
+use candle_core::{DType, Device, Module, Result, Tensor};
 use mamba_core::nn::Linear;
 use mamba_core::{Init, ParamBuilder, Rng, dropout};
 use serde::{Deserialize, Serialize};
@@ -29,6 +29,14 @@ pub struct Input {
     pub values: Tensor,
     /// Calendar features `(B, L, M)`; none where the model is not to see them.
     pub marks: Option<Tensor>,
+}
+
+impl Input {
+    /// The same on a device, in a model's type.
+    pub fn to(&self, device: &Device, dtype: DType) -> Result<Self> {
+        let moved = |x: &Tensor| x.to_device(device)?.to_dtype(dtype);
+        Ok(Self { values: moved(&self.values)?, marks: self.marks.as_ref().map(moved).transpose()? })
+    }
 }
 
 /// Non-linearity of a feed-forward layer.
