@@ -3,8 +3,9 @@
 use crate::memory::dense::{HiddenStates, SelectiveTransition};
 use crate::mixer::{Mixer, MixerConfig, MixerState};
 use crate::nn::{GatedMlp, Norm, NormKind};
+use crate::params::Param;
 use crate::{Block, Error, ParamBuilder, checkpoint};
-use candle_core::{D, Device, Result, Tensor, bail};
+use candle_core::{Device, Result, Tensor, bail};
 use mamba_kernels::{Segments, team};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
@@ -41,6 +42,11 @@ pub(crate) fn is_zero(count: &usize) -> bool {
 
 /// Tokens at once that are a decoding step rather than a text.
 const SHORT: usize = 4;
+/// Tokens of all rows together that a model without a graph reads at once: what lies between its layers then stays small
+/// and near, however long the rows are.
+const PIECE: usize = 1024;
+/// Fewest of each row.
+const LEAST_PIECE: usize = 256;
 
 /// The states of all layers of a [`Backbone`].
 #[derive(Clone, Debug, Default)]
@@ -58,6 +64,11 @@ impl BackboneState {
     /// The same values without their history.
     pub fn detach(&self) -> Self {
         Self { layers: self.layers.iter().map(MixerState::detach).collect() }
+    }
+
+    /// Whether a graph lies behind any of it.
+    fn is_tracked(&self) -> bool {
+        self.layers.iter().any(|layer| layer.parts().iter().any(|(_, tensor)| tensor.track_op()))
     }
 
     /// Writes the state as one safetensors file, tensors `layers.I.KIND.PART`.
@@ -111,6 +122,8 @@ pub struct Backbone {
     /// Layers whose hidden states are kept.
     dense_layers: usize,
     norm_f: Norm,
+    /// Whether a graph reaches back to some parameter.
+    trained: bool,
 }
 
 impl Backbone {
@@ -149,12 +162,10 @@ impl Backbone {
             }
         };
         let dense_layers = cfg.dense_layers;
-        Ok(Self {
-            layers,
-            transitions,
-            dense_layers,
-            norm_f: Norm::new(cfg.norm, cfg.d_model, cfg.norm_epsilon, &pb.pp("norm_f"))?,
-        })
+        let norm_f = Norm::new(cfg.norm, cfg.d_model, cfg.norm_epsilon, &pb.pp("norm_f"))?;
+        let own = |param: &Param| param.name().starts_with(pb.prefix());
+        let trained = pb.params().named().iter().any(|param| own(param) && param.var().is_some());
+        Ok(Self { layers, transitions, dense_layers, norm_f, trained })
     }
 
     /// `(B, L, d_model)` → `(B, L, d_model)`.
@@ -169,9 +180,24 @@ impl Backbone {
         segments: Option<&Segments>,
         state: Option<&mut BackboneState>,
     ) -> Result<Tensor> {
-        team::gather_if(x.elem_count() <= SHORT * x.dim(D::Minus1)?, || {
-            self.forward_each(x, segments, state, |_| ())
-        })
+        let (rows, len, _) = x.dims3()?;
+        let piece = (PIECE / rows.max(1)).max(LEAST_PIECE);
+        let tracked = self.trained || x.track_op() || state.as_ref().is_some_and(|state| state.is_tracked());
+        if len > piece && segments.is_none() && !tracked {
+            return self.forward_in_pieces(x, piece, state.unwrap_or(&mut BackboneState::new()));
+        }
+        team::gather_if(rows * len <= SHORT, || self.forward_each(x, segments, state, |_| ()))
+    }
+
+    /// `piece` tokens of each row after the other, through all layers.
+    fn forward_in_pieces(&self, x: &Tensor, piece: usize, state: &mut BackboneState) -> Result<Tensor> {
+        let y = Tensor::zeros(x.shape(), x.dtype(), x.device())?;
+        let len = x.dim(1)?;
+        for start in (0..len).step_by(piece) {
+            let part = x.narrow(1, start, piece.min(len - start))?.contiguous()?;
+            y.slice_set(&self.forward_each(&part, None, Some(state), |_| ())?, 1, start)?;
+        }
+        Ok(y)
     }
 
     /// One token: `(B, d_model)` → `(B, d_model)`.
@@ -217,5 +243,51 @@ impl Backbone {
         let (y, sum) = self.norm_f.forward_residual(&hidden, residual.as_ref())?;
         each(&sum);
         Ok(y)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Mamba1Config, Params, Rng};
+    use candle_core::DType;
+
+    fn farthest(a: &Tensor, b: &Tensor) -> Result<f64> {
+        (a - b)?.abs()?.max_all()?.to_scalar::<f64>()
+    }
+
+    #[test]
+    fn long_rows_in_pieces_equal_the_whole() -> Result<()> {
+        for (rows, len, dense_layers) in [(1, PIECE + 37, 0), (3, PIECE / 2 + 5, 1)] {
+            let cfg = BackboneConfig {
+                d_model: 4,
+                n_layer: 2,
+                d_intermediate: 0,
+                norm: NormKind::Rms,
+                norm_epsilon: 1e-5,
+                mixer: Mamba1Config { d_state: 3, ..Mamba1Config::default() }.into(),
+                dense_layers,
+            };
+            let fresh = Params::fresh(1, DType::F64, &Device::Cpu);
+            let trained = Backbone::new(&cfg, &fresh.builder())?;
+            let frozen = Params::frozen(fresh.to_tensors(), DType::F64, &Device::Cpu);
+            let backbone = Backbone::new(&cfg, &frozen.builder())?;
+            let x = Rng::new(2).normal_tensor((rows, len, 4), 0.0, 1.0, DType::F64, &Device::Cpu)?;
+            let (mut at_once, mut in_pieces) = (BackboneState::new(), BackboneState::new());
+            for _ in 0..2 {
+                let whole = backbone.forward_each(&x, None, Some(&mut at_once), |_| ())?;
+                let pieces = backbone.forward_with(&x, None, Some(&mut in_pieces))?;
+                assert!(farthest(&whole, &pieces)? < 1e-12);
+            }
+            for (a, b) in at_once.layers.iter().zip(&in_pieces.layers) {
+                for ((name, a), (_, b)) in a.parts().into_iter().zip(b.parts()) {
+                    assert!(farthest(a, b)? < 1e-12, "{name}");
+                }
+            }
+            // where a graph is wanted there is one
+            assert!(trained.forward(&x)?.track_op());
+            assert!(!backbone.forward(&x)?.track_op());
+        }
+        Ok(())
     }
 }

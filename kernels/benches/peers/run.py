@@ -1,11 +1,12 @@
 """Our rows and those of the peers, one after the other on the same machine, as one table of ratios.
 
-python run.py [--seconds S] [--only WORDS] [--peers NAMES] [--json FILE]
+python run.py [--seconds S] [--only WORDS] [--peers NAMES] [--profile NAME] [--json FILE]
 
 Needs Rust and Python; a peer that is not installed is named and left out. See README.md.
 """
 
 import argparse
+import datetime
 import json
 import os
 import subprocess
@@ -13,27 +14,63 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-TABLE = ["cargo", "bench", "-p", "mamba-core", "--features", "train,cli,lm", "--bench", "table"]
-MAMBA_RS = ["cargo", "run", "--quiet", "--release", "--manifest-path", str(HERE / "mamba-rs/Cargo.toml"), "--"]
+ROOT = HERE.parents[2]
+TABLE = ["-p", "mamba-core", "--features", "train,cli,lm", "--bench", "table"]
+SCORING = ["-p", "mamba-recsys", "--bench", "ml1m"]
+MAMBA_RS = ["cargo", "build", "--release", "--ignore-rust-version", "--manifest-path", str(HERE / "mamba-rs/Cargo.toml")]
 PEERS = {
-    "mamba-rs": MAMBA_RS,
+    "mamba-rs": None,  # the program that is built
     "mambapy": [sys.executable, str(HERE / "torch_peers.py"), "mambapy"],
     "transformers": [sys.executable, str(HERE / "torch_peers.py"), "transformers"],
     "llama.cpp": [sys.executable, str(HERE / "llama_cpp_peer.py")],
+    "recbole": [sys.executable, str(HERE / "recbole_peer.py")],
 }
 
 
 def lines(command):
-    """What a command prints, or None if it fails; what it complains of is shown."""
+    """What a command prints, or none if it fails; what it complains of is shown."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         print(f"left out: {' '.join(command)}: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
-        return None
+        return []
     return done.stdout.strip().splitlines()
 
 
-def table_command(profile):
-    return TABLE + (["--profile", profile] if profile else []) + ["--"]
+def built(command):
+    """The program that a cargo command builds."""
+    messages = map(json.loads, lines(command + ["--message-format", "json"]))
+    programs = [message["executable"] for message in messages if message.get("executable")]
+    return programs[-1] if programs else None
+
+
+def bench(what, profile):
+    return built(["cargo", "bench", "--no-run", *(["--profile", profile] if profile else []), *what])
+
+
+def table_row(program, row, seconds):
+    """A row in a process of its own."""
+    said = lines([program, "--row", row, "--seconds", str(seconds)])
+    if not said:
+        return None
+    measured = json.loads(said[-1])
+    return {"program": "mamba-zoo", "row": row, "tokens_per_second": measured.pop("best"), **measured}
+
+
+def scoring_row(program):
+    """Users per second, of the samples that criterion keeps."""
+    lines([program, "--bench", "score/whole"])
+    target = Path(program).parents[2]
+    sample = json.loads((target / "criterion/score/whole_ml1m_200/new/sample.json").read_text())
+    users = json.loads((target / "criterion/score/whole_ml1m_200/new/benchmark.json").read_text())
+    users = users["throughput"]["Elements"]
+    rates = sorted(users * n / nanoseconds * 1e9 for n, nanoseconds in zip(sample["iters"], sample["times"]))
+    return {"program": "mamba-zoo", "tokens_per_second": rates[-1], "median": rates[len(rates) // 2]}
+
+
+def machine():
+    cpus = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    load = os.getloadavg()[0]
+    return f"{len(os.sched_getaffinity(0))} cores of {cpus[0].split(': ')[1]}, load {load:.1f}, {datetime.date.today()}"
 
 
 def main():
@@ -42,46 +79,43 @@ def main():
     parser.add_argument("--only", default="", help="rows whose name contains one of these words, separated by commas")
     parser.add_argument("--peers", default=",".join(PEERS), help="which peers")
     parser.add_argument("--profile", default="", help="cargo profile of ours [default: bench]")
-    parser.add_argument("--mamba-rs", help="the built program of the folder mamba-rs [default: cargo run]")
-    parser.add_argument("--json", help="also write every measurement to this file, an object a line")
+    parser.add_argument("--mamba-rs", help="the built program of the folder mamba-rs [default: it is built]")
+    parser.add_argument("--json", help="also append every measurement to this file, an object a line")
     args = parser.parse_args()
-    if args.mamba_rs:
-        PEERS["mamba-rs"] = [args.mamba_rs]
     words = [word for word in args.only.split(",") if word]
-    wanted = lambda row: not words or any(word in row for word in words)
+    os.chdir(ROOT)
 
-    rows, peers = [], {}
-    for peer in args.peers.split(","):
-        names = lines(PEERS[peer])
-        for row in names or []:
-            if wanted(row):
+    wanted = args.peers.split(",")
+    if "mamba-rs" in wanted:
+        PEERS["mamba-rs"] = [args.mamba_rs or built(MAMBA_RS) or "mamba-rs"]
+    peers = {}
+    for peer in wanted:
+        for row in lines(PEERS[peer]):
+            if not words or any(word in row for word in words):
                 peers.setdefault(row, []).append(peer)
-    print("| work | ours, tokens/s | peer | tokens/s | ratio | peak memory, ours and the peer's |")
-    print("|---|---|---|---|---|---|")
+    scores = [row for row in peers if row.startswith("score")]
+    table = bench(TABLE, args.profile) if len(scores) < len(peers) else None
+    scoring = scoring_row(bench(SCORING, args.profile)) if scores else None
+
+    print(machine())
+    print("| work | ours | peer | its own | ratio | peak memory, ours and the peer's |\n|---|---|---|---|---|---|")
     for row, names in peers.items():
-        # 16-bit prefill has no row of ours with the same weights: all weights of ours are f32 there.
+        # The prompt is a matter of products, which are in f32 whatever the weights are stored in.
         own = row.removesuffix(" f16") if row.startswith("prefill") else row
-        command = table_command(args.profile) + ["--json", "--only", own, "--seconds", str(args.seconds)]
-        ours = [json.loads(line) for line in lines(command) or [] if line.startswith("{")]
-        ours = next((found for found in ours if found["row"] == own), None)
-        if ours is None:
-            continue
-        rows.append(ours)
-        for peer in names:
+        ours = scoring if row in scores else table_row(table, own, args.seconds)
+        for peer in names if ours else []:
             said = lines(PEERS[peer] + [row, str(args.seconds)])
             if not said:
                 continue
             theirs = json.loads(said[-1])
-            rows.append(theirs)
-            ratio = ours["tokens_per_second"] / theirs["tokens_per_second"]
-            memory = [f"{r['peak_bytes'] / 2**20:.0f} MiB" if r.get("peak_bytes") else "unknown" for r in (ours, theirs)]
-            print(
-                f"| {row} | {ours['tokens_per_second']:,.0f} | {theirs['program']} | {theirs['tokens_per_second']:,.0f}"
-                f" | {ratio:.2f} | {', '.join(memory)} |",
-                flush=True,
-            )
-    if args.json:
-        Path(args.json).write_text("".join(json.dumps(row) + "\n" for row in rows))
+            rates = [measured["tokens_per_second"] for measured in (ours, theirs)]
+            memory = [measured.get("peak_bytes") for measured in (ours, theirs)]
+            memory = ", ".join(f"{peak / 2**20:,.0f} MiB" if peak else "–" for peak in memory)
+            ratio = f"{rates[0]:,.0f} | {theirs['program']} | {rates[1]:,.0f} | {rates[0] / rates[1]:.2f}"
+            print(f"| {row} | {ratio} | {memory} |", flush=True)
+            if args.json:
+                with open(args.json, "a") as out:
+                    out.write(json.dumps({"ours": ours, "theirs": theirs}) + "\n")
 
 
 os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))

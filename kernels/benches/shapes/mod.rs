@@ -110,7 +110,7 @@ fn measure_in(
 /// Keeps freed memory instead of handing it back to the system, as the binaries of this workspace do; else the time is
 /// that of page faults.
 #[allow(unsafe_code)] // a C call
-fn keep_freed_memory() {
+pub(crate) fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: called before any other thread exists; both parameters are documented ones.
     unsafe {

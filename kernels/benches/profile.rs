@@ -1,0 +1,176 @@
+//! Where the time of one Mamba-1 layer goes: every op of it alone, with what it moves and computes, and how near it comes
+//! to what the machine can do at most.
+//!
+//! ```text
+//! cargo bench -p mamba-kernels --features testing --bench profile -- [d_model tokens]
+//! ```
+//!
+//! `at least` is the longest of three times: bytes of inputs, outputs and gradients at the rate of a copy; operations of
+//! matrix products at the rate of a large product; updates of states at the rate of registers alone. The backward pass of
+//! the scan is counted with the one update that it computes again. Everything is best of several runs, in microseconds.
+
+mod shapes;
+
+use candle_core::{DType, Result, Tensor, Var};
+use mamba_kernels::ceilings::Ceilings;
+use mamba_kernels::testing::pseudo_random;
+use mamba_kernels::{CausalConv1d, Norm, SelectiveScan, linear};
+use std::time::{Duration, Instant};
+
+/// States, taps, and channels inside the layer as a multiple: Mamba-1's defaults.
+const N: usize = 16;
+const K: usize = 4;
+const EXPAND: usize = 2;
+const TIME: Duration = Duration::from_millis(400);
+
+/// An op over some inputs.
+struct Op {
+    name: &'static str,
+    inputs: Vec<Vec<usize>>,
+    /// Operations of matrix products, and updates of states, of a forward pass.
+    products: usize,
+    updates: usize,
+    run: Box<dyn Fn(&[Tensor]) -> Result<Vec<Tensor>>>,
+}
+
+fn ops(d: usize, len: usize) -> Vec<Op> {
+    let (inner, rank) = (EXPAND * d, d.div_ceil(16));
+    let map = |name, from: usize, parts: Vec<usize>| {
+        let to: usize = parts.iter().sum();
+        Op {
+            name,
+            inputs: vec![vec![1, len, from], vec![to, from]],
+            products: 2 * len * from * to,
+            updates: 0,
+            run: Box::new(move |x| linear(&x[0], &x[1], None, &parts)),
+        }
+    };
+    let norm = Op {
+        name: "add, norm",
+        inputs: vec![vec![1, len, d], vec![d], vec![1, len, d]],
+        products: 0,
+        updates: 0,
+        run: Box::new(|x| {
+            let (y, sum) = Norm::rms(&x[0], &x[1], 1e-5).residual(&x[2]).run_with_residual()?;
+            Ok(vec![y, sum])
+        }),
+    };
+    let conv = Op {
+        name: "conv, SiLU",
+        inputs: vec![vec![1, len, inner], vec![inner, K], vec![inner]],
+        products: 0,
+        updates: 0,
+        run: Box::new(|x| Ok(vec![CausalConv1d::new(&x[0], &x[1]).bias(&x[2]).silu(true).run()?])),
+    };
+    let wide = || vec![1, len, inner];
+    let scan = Op {
+        name: "scan, gate",
+        // u, δ, A, B, C, gate, D, bias of δ
+        inputs: vec![
+            wide(),
+            wide(),
+            vec![inner, N],
+            vec![1, len, N],
+            vec![1, len, N],
+            wide(),
+            vec![inner],
+            vec![inner],
+        ],
+        products: 0,
+        updates: len * inner * N,
+        run: Box::new(|x| {
+            let a = x[2].affine(4.0, -4.5)?;
+            let scan = SelectiveScan::new(&x[0], &x[1], &a, &x[3], &x[4]).gate(&x[5]).skip(&x[6]);
+            Ok(vec![scan.delta_bias(&x[7]).softplus(true).run()?])
+        }),
+    };
+    vec![
+        norm,
+        map("in_proj", d, vec![inner, inner]),
+        conv,
+        map("x_proj", inner, vec![rank, N, N]),
+        map("dt_proj", rank, vec![inner]),
+        scan,
+        map("out_proj", inner, vec![d]),
+    ]
+}
+
+/// The shortest of the times that `run` takes.
+fn best(mut run: impl FnMut() -> Result<()>) -> Result<f64> {
+    run()?;
+    let (begun, mut best) = (Instant::now(), f64::INFINITY);
+    while best.is_infinite() || begun.elapsed() < TIME {
+        let started = Instant::now();
+        run()?;
+        best = best.min(started.elapsed().as_secs_f64());
+    }
+    Ok(best)
+}
+
+/// One line of the table: microseconds, what is moved and computed, and the time that this takes at least.
+fn print(name: &str, seconds: f64, bytes: usize, products: usize, updates: usize, ceilings: &Ceilings) {
+    let bounds = [
+        (bytes as f64 / ceilings.copy, "copy"),
+        (products as f64 / ceilings.products, "products"),
+        (updates as f64 / ceilings.state_updates, "state updates"),
+    ];
+    let (least, of) = bounds.into_iter().max_by(|a, b| a.0.total_cmp(&b.0)).expect("three bounds");
+    println!(
+        "| {name} | {:.0} | {:.1} | {:.2} | {:.0} | {:.0} ({of}) | {:.0} % |",
+        1e6 * seconds,
+        bytes as f64 / 1e6,
+        products as f64 / 1e9,
+        updates as f64 / 1e6,
+        1e6 * least,
+        100.0 * least / seconds
+    );
+}
+
+fn main() -> Result<()> {
+    shapes::keep_freed_memory();
+    let numbers: Vec<usize> = std::env::args().filter_map(|word| word.parse().ok()).collect();
+    let (d, len) = match numbers[..] {
+        [] => (256, 4096),
+        [d, len] if d > 0 && len > 0 => (d, len),
+        _ => candle_core::bail!("expected d_model and tokens, or neither, got {numbers:?}"),
+    };
+    let ceilings = Ceilings::measure(Duration::from_secs(1))?;
+    let Ceilings { products, copy, state_updates, .. } = ceilings;
+    println!(
+        "d_model {d}, {len} tokens, {} threads; {:.0} GFLOP/s of products, {:.0} GB/s of copies, {:.1} G state updates/s\n",
+        rayon::current_num_threads(),
+        products / 1e9,
+        copy / 1e9,
+        state_updates / 1e9
+    );
+    println!("| op | µs | MB | GFLOP | M updates | at least, µs | reached |\n|---|---|---|---|---|---|---|");
+    let mut total = [0.0; 2];
+    for op in ops(d, len) {
+        let inputs: Vec<Tensor> = (op.inputs.iter().zip(1..))
+            .map(|(dims, seed)| pseudo_random(dims, seed, DType::F32))
+            .collect::<Result<_>>()?;
+        let outputs = (op.run)(&inputs)?;
+        let bytes = |tensors: &[Tensor]| 4 * tensors.iter().map(Tensor::elem_count).sum::<usize>();
+        let (read, written) = (bytes(&inputs), bytes(&outputs));
+        let forward = best(|| (op.run)(&inputs).map(drop))?;
+        print(op.name, forward, read + written, op.products, op.updates, &ceilings);
+
+        let tracked = inputs.iter().map(|x| Ok(Var::from_tensor(x)?.as_tensor().clone()));
+        let tracked = tracked.collect::<Result<Vec<_>>>()?;
+        let both = best(|| {
+            let sums = (op.run)(&tracked)?.into_iter().map(|y| y.sum_all());
+            let loss = sums.reduce(|a, b| a? + b?).expect("an op has outputs")?;
+            loss.backward().map(drop)
+        })?;
+        let name = format!("{}, backward", op.name);
+        print(&name, both - forward, 2 * read + written, 2 * op.products, op.updates, &ceilings);
+        total[0] += forward;
+        total[1] += both - forward;
+    }
+    println!(
+        "| all | {:.0} | | | | | |\n| all, backward | {:.0} | | | | | |",
+        1e6 * total[0],
+        1e6 * total[1]
+    );
+    Ok(())
+}
