@@ -303,6 +303,25 @@ pub fn poses_of_bvh(path: &Path, skeleton: Option<&str>) -> Result<Vec<Pose>> {
     map.retarget(&motion).map_err(|e| Error::file(path, e))
 }
 
+/// The features of a motion file: BVH or a DeepMimic clip, brought to the 22 joints, or an array `(frames, 263)` as it is.
+///
+/// # Errors
+/// A file that cannot be read, or that has fewer frames than a clip needs.
+pub fn frames_of_file(path: &Path, skeleton: Option<&str>) -> Result<Vec<Frame>> {
+    let frames = match path.extension().unwrap_or_default().to_ascii_lowercase().to_str() {
+        Some("npy") => features::frames_of(&humanml3d::read_features(path)?)?,
+        _ => {
+            let cfg = SourceConfig { skeleton: skeleton.map(str::to_owned), ..SourceConfig::default() };
+            let poses = load(path, &cfg)?.poses;
+            features::from_poses(&poses, &Bones::REFERENCE, FOOT_STILL).map_err(|e| Error::file(path, e))?
+        }
+    };
+    match frames.len() {
+        0 | 1 => Err(Error::file(path, "the motion has fewer than 2 frames at 20 a second")),
+        _ => Ok(frames),
+    }
+}
+
 /// Labels that a file's name tells, and the name without its take.
 fn fields_of(name: &str, pattern: Option<&str>) -> Result<(BTreeMap<String, String>, String), String> {
     let pieces: Vec<&str> = name.split('_').collect();
