@@ -14,6 +14,8 @@ const LEGS: [([usize; 4], usize); 2] = [([1, 4, 7, 10], 1), ([2, 5, 8, 11], 3)];
 const HEIGHT: f64 = 0.08;
 /// Fewest frames of a stand.
 const SHORTEST: usize = 3;
+/// How far beyond the leg's reach a place may lie before the foot leaves it, in metres.
+const SLACK: f64 = 0.06;
 /// Frames over which a correction fades.
 const FADE: usize = 6;
 /// Frames of a step that the features do not know of.
@@ -34,7 +36,7 @@ pub fn still_feet(poses: &[Pose], frames: &[Frame], kept: &[bool]) -> Vec<Pose> 
             let pose = &poses[i];
             let ankle = add(pose[leg[2]], sub(place, toes[i]));
             let length = bone(pose, leg[0], leg[1]) + bone(pose, leg[1], leg[2]);
-            norm(sub(ankle, pose[leg[0]])) <= length * (1.0 + 1e-6)
+            norm(sub(ankle, pose[leg[0]])) <= length + SLACK
         };
         let moves = corrections(&toes, kept, stands, reaches);
         for (pose, by) in poses.iter_mut().zip(moves).filter(|(_, by)| *by != [0.0; 3]) {
@@ -44,7 +46,7 @@ pub fn still_feet(poses: &[Pose], frames: &[Frame], kept: &[bool]) -> Vec<Pose> 
     poses
 }
 
-/// How far to move the toes in each frame. `stands` says whether they stand, `reaches` whether the leg can bring them to a
+/// How far to move the toes in each frame. `stands` says whether they stand, `reaches` whether the leg can bring them near a
 /// place.
 fn corrections(
     toes: &[Vec3],
@@ -154,10 +156,12 @@ mod tests {
     #[test]
     fn standing_feet_stop_sliding_and_bones_keep_their_lengths() {
         let (frames, poses) = sliding();
+        // Of the walk itself the measure counts toes that swing low over the floor.
+        let walk = foot_skating(&to_poses(&frames));
         let before = foot_skating(&poses);
         let still = still_feet(&poses, &frames, &vec![false; poses.len()]);
         let after = foot_skating(&still);
-        assert!(before > 0.2 && after < 0.4 * before, "{before} to {after}");
+        assert!(before > walk + 0.3 && after < walk + 0.06, "{before} to {after}, {walk} without sliding");
         assert!(bone_error(&still) < 1e-9, "{}", bone_error(&still));
         for (a, b) in poses.iter().zip(&still) {
             for joint in (0..22).filter(|j| ![4, 5, 7, 8, 10, 11].contains(j)) {

@@ -134,6 +134,12 @@ impl MotionData {
     }
 
     fn new(loaded: Vec<Loaded>, cfg: &SourceConfig) -> Result<Self> {
+        let (loaded, short): (Vec<_>, Vec<_>) =
+            loaded.into_iter().partition(|clip| clip.poses.len() > MIN_FRAMES);
+        let skipped = short.iter().map(|Loaded { name, poses, .. }| {
+            format!("{name}: {} frames at 20 a second, expected {}", poses.len(), MIN_FRAMES + 1)
+        });
+        let skipped = skipped.collect();
         let mut values: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (name, value) in loaded.iter().flat_map(|clip| &clip.fields).filter(|(name, _)| *name != TAKE) {
             values.entry(name.clone()).or_default().push(value.clone());
@@ -144,18 +150,9 @@ impl MotionData {
             LabelGroup { name, values }
         };
         let groups: Vec<LabelGroup> = values.into_iter().map(group).collect();
-        let mut data = Self { groups, clips: Vec::new(), skipped: Vec::new() };
+        let mut data = Self { groups, clips: Vec::new(), skipped };
         let (mut of_kind, mut kept): (BTreeMap<String, usize>, usize) = (BTreeMap::new(), 0);
         for clip in loaded {
-            if clip.poses.len() < MIN_FRAMES + 1 {
-                let n = clip.poses.len();
-                data.skipped.push(format!(
-                    "{}: {n} frames at 20 a second, expected {}",
-                    clip.name,
-                    MIN_FRAMES + 1
-                ));
-                continue;
-            }
             let number = of_kind.entry(clip.kind.clone()).and_modify(|n| *n += 1).or_insert(1);
             let role = if cfg.hold_out_every > 0 && *number % cfg.hold_out_every == 0 {
                 Role::Test

@@ -69,7 +69,7 @@ mod tests {
     fn joined_motion_keeps_lengths_bones_and_does_not_jump() {
         let data = MotionData::bundled(&SourceConfig::standard()).unwrap();
         let clip = |name: &str| &data.clips.iter().find(|clip| clip.name == name).unwrap().frames;
-        let parts = [&clip("walk")[..60], &clip("run")[10..50], &clip("walk")[30..80]];
+        let parts = [&clip("walk")[..60], &clip("stealthy_walk")[10..50], &clip("walk")[30..80]];
         let joined = join(&parts).unwrap();
         assert_eq!(joined.len(), 150);
         let poses = to_poses(&joined);
@@ -81,7 +81,7 @@ mod tests {
         };
         let alone = parts.map(|part| fastest(&to_poses(part))).into_iter().fold(0.0, f64::max);
         assert!(fastest(&poses) < 1.5 * alone, "{} m/s, {alone} in the parts", fastest(&poses));
-        assert!(poses[149][0][2] > 4.0, "walking on: {:?}", poses[149][0]);
+        assert!(poses[149][0][0].hypot(poses[149][0][2]) > 3.0, "walking on: {:?}", poses[149][0]);
         assert_eq!(
             join(&[&clip("walk")[..1]]).unwrap_err().to_string(),
             "parts of [1] frames, expected some of at least 2 each"

@@ -207,17 +207,17 @@ fn long_motion_is_made_continued_filled_in_and_searched() {
             features(&format!("{name}_00")),
         )
     };
-    let ((kick, kick_values), (run_file, run_values)) = (whole("kick", "3"), whole("run", "2"));
+    let ((kick, kick_values), (spin, spin_values)) = (whole("kick", "3"), whole("spin", "2"));
     // Kept frames come back bit for bit.
-    let line = ok(&format!("{generate} --continue {kick} --label run --length 2"));
+    let line = ok(&format!("{generate} --continue {kick} --label spin --length 2"));
     assert!(line.contains("\"kept\":60") && line.contains("\"frames\":100"), "{line}");
-    let continued = features("kick_00_features_run_00");
+    let continued = features("kick_00_features_spin_00");
     assert_eq!(continued[..kick_values.len()], kick_values[..]);
-    ok(&format!("{generate} --between {kick} {run_file} --length 1"));
-    let between = features("kick_00_features_run_00_features_any_00");
+    ok(&format!("{generate} --between {kick} {spin} --length 1"));
+    let between = features("kick_00_features_spin_00_features_any_00");
     assert_eq!(between.len(), (60 + 20 + 40) * 263);
     assert_eq!(between[..60 * 263], kick_values[..]);
-    assert_eq!(between[80 * 263..], run_values[..]);
+    assert_eq!(between[80 * 263..], spin_values[..]);
     ok(&format!("{generate} --fill {kick} --keep 0-1,2-3"));
     let filled = features("kick_00_features_any_00");
     assert_eq!(

@@ -21,7 +21,8 @@ const send = (target, type, x, y) => target.dispatchEvent(new PointerEvent(type,
 canvas.setPointerCapture = () => {};
 window.onerror = message => { found.error = String(message); };
 setTimeout(() => {
-  found.playing = view.frame > 0;
+  // Half a second of the browser's frames, told by hand: headless ones come when they like.
+  view.frame = 0; before = 0; tick(500); found.played = view.frame;
   if (view.playing) play.click();
   found.options = [...first.options].map(o => o.text);
   scrub.value = 0; scrub.oninput(); found.start = pixels();
@@ -33,7 +34,7 @@ setTimeout(() => {
   second.value = -1; second.onchange(); found.alone = pixels();
   view.frame = 5; window.dispatchEvent(new KeyboardEvent("keydown", { code: "ArrowRight" })); found.frame = view.frame;
   document.title = JSON.stringify(found);
-}, 600);
+}, 100);
 </script></body>"#;
 
 /// A browser of the Chromium family, if one is installed.
@@ -58,7 +59,7 @@ fn the_page_plays_scrubs_turns_and_compares_in_a_browser() {
     std::fs::write(&file, page.replace("</body>", DRIVER)).unwrap();
     let output = Command::new(browser)
         .args(["--headless", "--no-sandbox", "--disable-gpu", "--window-size=900,700"])
-        .args(["--virtual-time-budget=4000", "--dump-dom"])
+        .args(["--virtual-time-budget=2000", "--dump-dom"])
         .arg(format!("--user-data-dir={}", folder.path().join("profile").display()))
         .arg(format!("file://{}", file.display()))
         .output()
@@ -70,8 +71,8 @@ fn the_page_plays_scrubs_turns_and_compares_in_a_browser() {
         .unwrap_or_else(|_| panic!("{title:?}: {}", String::from_utf8_lossy(&output.stderr)));
     assert!(found["error"].is_null(), "{found}");
     assert_eq!(
-        (&found["playing"], &found["options"]),
-        (&Value::Bool(true), &serde_json::json!(["walk", "kick"]))
+        (&found["played"], &found["options"]),
+        (&Value::from(10), &serde_json::json!(["walk", "kick"]))
     );
     let picture = |name: &str| (found[name]["ink"].as_f64().unwrap(), found[name]["sum"].as_f64().unwrap());
     let size = found["start"]["size"].as_f64().unwrap();

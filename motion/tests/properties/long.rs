@@ -199,14 +199,14 @@ fn kept_frames_stay_exactly_and_the_rest_is_made() {
     let folder = tempfile::tempdir().unwrap();
     let generator = run(folder.path());
     let options = SampleOptions { respacing: "3".into(), ..SampleOptions::default() };
-    let (walk, run) = (clip("walk").frames[..50].to_vec(), clip("run").frames[..30].to_vec());
-    let pieces = [Piece::Keep(walk.clone()), make(45), Piece::Keep(run.clone()), make(15)];
+    let (walk, other) = (clip("walk").frames[..50].to_vec(), clip("stealthy_walk").frames[..30].to_vec());
+    let pieces = [Piece::Keep(walk.clone()), make(45), Piece::Keep(other.clone()), make(15)];
     let motions = generator.generate(&pieces, 2, &options, |_| true).unwrap().unwrap();
     assert_eq!(motions.len(), 2);
     for motion in &motions {
         assert_eq!(motion.len(), 140);
         assert_eq!(motion[..50], walk[..]);
-        assert_eq!(motion[95..125], run[..]);
+        assert_eq!(motion[95..125], other[..]);
         assert!(motion.iter().flatten().all(|x| x.is_finite()));
     }
     assert!(frame_distance(&motions[0][50..95], &motions[1][50..95]) > 1e-3, "each has its own noise");
@@ -242,7 +242,7 @@ fn filled_motion_lands_where_the_kept_frames_were() {
     let walk = &clip("walk").frames[..100];
     let kept: Vec<bool> = (0..100).map(|i| !(20..50).contains(&i) && !(70..80).contains(&i)).collect();
     let mut motion = walk.to_vec();
-    let other = &clip("dance_a").frames;
+    let other = &clip("spin").frames;
     for i in (0..100).filter(|&i| !kept[i]) {
         motion[i] = other[i];
     }
