@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 pub struct TextSource {
     /// Its folder.
     pub folder: PathBuf,
-    /// Its vector of [`PROBE`], by which it is known again.
+    /// Its vector of one sentence, by which it is known again.
     pub probe: Vec<f32>,
 }
 
