@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use mamba_core::optim::{AdamW, AdamWConfig, Gradients};
-use mamba_core::{Mamba1Config, Mamba2Config, MixerConfig, Params, Rng, checkpoint};
+use mamba_core::{Mamba1Config, Mamba2Config, Mamba3Config, MixerConfig, Params, Rng, checkpoint};
 use mamba_motion::conditions::Asked;
 use mamba_motion::config::MotionConfig;
 use mamba_motion::dataset::{Clip, MotionData, Role, SourceConfig, Standard};
@@ -28,10 +28,11 @@ fn difference(a: &Tensor, b: &Tensor) -> f32 {
     (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap()
 }
 
-fn mixers() -> [MixerConfig; 2] {
+fn mixers() -> [MixerConfig; 3] {
     [
         Mamba1Config { d_state: 4, ..Mamba1Config::default() }.into(),
         Mamba2Config { d_state: 8, headdim: 8, ..Mamba2Config::default() }.into(),
+        Mamba3Config { d_state: 8, headdim: 8, ..Mamba3Config::default() }.into(),
     ]
 }
 
