@@ -3,6 +3,7 @@
 
 use mamba_motion::dataset::{MotionData, SourceConfig};
 use mamba_motion::features::to_poses;
+use mamba_motion::skeleton::Pose;
 use mamba_motion::viewer::{self, Named};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -33,6 +34,8 @@ setTimeout(() => {
   canvas.dispatchEvent(new WheelEvent("wheel", { deltaY: 400, cancelable: true })); found.far = pixels();
   second.value = -1; second.onchange(); found.alone = pixels();
   view.frame = 5; window.dispatchEvent(new KeyboardEvent("keydown", { code: "ArrowRight" })); found.frame = view.frame;
+  const distance = clips[2].joints.map((x, i) => Math.abs(x - clips[0].joints[i] - (i % 3 ? 0 : 500)));
+  found.apart = Math.max(...distance);
   document.title = JSON.stringify(found);
 }, 100);
 </script></body>"#;
@@ -52,8 +55,9 @@ fn the_page_plays_scrubs_turns_and_compares_in_a_browser() {
     let data = MotionData::bundled(&SourceConfig { mirror: false, ..SourceConfig::standard() }).unwrap();
     let poses = |name: &str| to_poses(&data.clips.iter().find(|clip| clip.name == name).unwrap().frames);
     let (walk, kick) = (poses("walk"), poses("kick"));
-    let page =
-        viewer::page(&[Named { name: "walk", poses: &walk }, Named { name: "kick", poses: &kick }]).unwrap();
+    let far: Vec<Pose> = walk.iter().map(|pose| pose.map(|[x, y, z]| [x + 500.0, y, z])).collect();
+    let named = [("walk", &walk), ("kick", &kick), ("far", &far)].map(|(name, poses)| Named { name, poses });
+    let page = viewer::page(&named).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("view.html");
     std::fs::write(&file, page.replace("</body>", DRIVER)).unwrap();
@@ -72,7 +76,7 @@ fn the_page_plays_scrubs_turns_and_compares_in_a_browser() {
     assert!(found["error"].is_null(), "{found}");
     assert_eq!(
         (&found["played"], &found["options"]),
-        (&Value::from(10), &serde_json::json!(["walk", "kick"]))
+        (&Value::from(10), &serde_json::json!(["walk", "kick", "far"]))
     );
     let picture = |name: &str| (found[name]["ink"].as_f64().unwrap(), found[name]["sum"].as_f64().unwrap());
     let size = found["start"]["size"].as_f64().unwrap();
@@ -85,4 +89,5 @@ fn the_page_plays_scrubs_turns_and_compares_in_a_browser() {
     assert_eq!(all.len(), 5, "each of them changes the picture: {found}");
     assert!(found["time"].as_str().unwrap().starts_with("1.50 / "), "{found}");
     assert_eq!(found["frame"], 6);
+    assert!(found["apart"].as_f64().unwrap() < 1e-3, "half a kilometre away a person is as at home: {found}");
 }
