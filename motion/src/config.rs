@@ -2,9 +2,11 @@
 
 use crate::dataset::SourceConfig;
 use crate::models::{MotionMambaConfig, NetworkConfig, VaeConfig};
+use crate::tasks::grounding::GroundingTraining;
+use crate::tasks::stream::StreamTraining;
 use crate::tasks::{CropConfig, LatentDiffusionConfig};
 use mamba_core::train::TrainConfig;
-use mamba_core::{Error, Mamba1Config, Result};
+use mamba_core::{Error, Mamba1Config, MixerConfig, Result};
 use serde::{Deserialize, Serialize};
 
 /// Everything that decides a training, besides the clips.
@@ -25,16 +27,52 @@ pub struct MotionConfig {
     pub peer_layers: usize,
     /// The denoiser's diffusion.
     pub latent: LatentDiffusionConfig,
+    /// The denoiser of motion itself, and its training.
+    pub stream: StreamSettings,
+    /// The grounding model, and its training.
+    pub grounding: GroundingSettings,
     /// Training of the evaluator.
     pub train_evaluator: TrainConfig,
     /// Training of the VAE.
     pub train_vae: TrainConfig,
     /// Training of the denoiser.
     pub train_denoiser: TrainConfig,
+    /// Training of the denoiser of motion itself.
+    pub train_stream: TrainConfig,
+    /// Training of the grounding model.
+    pub train_grounding: TrainConfig,
+}
+
+/// Sizes of the denoiser of motion itself, and its training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StreamSettings {
+    /// Width.
+    pub d_model: usize,
+    /// Blocks.
+    pub n_layer: usize,
+    /// The mixers.
+    pub ssm_cfg: MixerConfig,
+    /// How it is trained.
+    pub training: StreamTraining,
+}
+
+/// Sizes of the grounding model, and its training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroundingSettings {
+    /// Width.
+    pub d_model: usize,
+    /// Blocks.
+    pub n_layer: usize,
+    /// The scans, whose selection the text controls.
+    pub ssm_cfg: Mamba1Config,
+    /// How it is trained.
+    pub training: GroundingTraining,
 }
 
 /// Sizes of the evaluator that do not follow from the data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EvaluatorSettings {
     /// Width of the blocks.
@@ -45,11 +83,13 @@ pub struct EvaluatorSettings {
     pub dim: usize,
     /// Frames of the windows that are compared.
     pub window: usize,
+    /// The mixers.
+    pub ssm_cfg: MixerConfig,
 }
 
 impl Default for EvaluatorSettings {
     fn default() -> Self {
-        Self { d_model: 96, n_layer: 2, dim: 32, window: 40 }
+        Self { d_model: 96, n_layer: 2, dim: 32, window: 40, ssm_cfg: MixerConfig::default() }
     }
 }
 
@@ -61,9 +101,9 @@ impl MotionConfig {
     /// and Motion Mamba.
     pub fn preset(name: &str) -> Option<Self> {
         let (d, layers, d_ff, levels, steps, batch) = match name {
-            "tiny" => (64, 2, 128, 2, [300, 2500, 2000], 8),
-            "small" => (128, 3, 256, 4, [800, 6000, 8000], 8),
-            "paper" => (256, 9, 1024, 11, [3000, 60_000, 60_000], 64),
+            "tiny" => (64, 2, 128, 2, [300, 2500, 2000, 2000, 400], 8),
+            "small" => (128, 3, 256, 4, [800, 6000, 8000, 8000, 1500], 8),
+            "paper" => (256, 9, 1024, 11, [3000, 60_000, 60_000, 60_000, 5000], 64),
             _ => return None,
         };
         let paper = name == "paper";
@@ -79,7 +119,7 @@ impl MotionConfig {
         };
         let network = MotionMambaConfig {
             n_level: levels,
-            ssm_cfg: Mamba1Config { d_state: 16, ..Mamba1Config::default() },
+            ssm_cfg: MixerConfig::default(),
             ..MotionMambaConfig::default()
         };
         let base =
@@ -105,9 +145,23 @@ impl MotionConfig {
             denoiser: NetworkConfig::MotionMamba(network),
             peer_layers: if paper { 9 } else { 6 },
             latent: LatentDiffusionConfig::default(),
+            stream: StreamSettings {
+                d_model: if paper { 512 } else { 2 * d },
+                n_layer: if paper { 8 } else { 4 },
+                ssm_cfg: MixerConfig::default(),
+                training: StreamTraining::default(),
+            },
+            grounding: GroundingSettings {
+                d_model: d,
+                n_layer: layers.min(4),
+                ssm_cfg: Mamba1Config::default(),
+                training: GroundingTraining::default(),
+            },
             train_evaluator: train(steps[0], 32, 1e-3, None),
             train_vae: train(steps[1], batch, if paper { 1e-4 } else { 1e-3 }, Some(0.998)),
             train_denoiser: train(steps[2], 64, if paper { 1e-4 } else { 5e-4 }, Some(0.995)),
+            train_stream: train(steps[3], 2 * batch, if paper { 2e-4 } else { 1e-3 }, Some(0.995)),
+            train_grounding: train(steps[4], 8, 1e-3, Some(0.99)),
         })
     }
 
@@ -120,13 +174,27 @@ impl MotionConfig {
             ("evaluator", &self.train_evaluator),
             ("vae", &self.train_vae),
             ("denoiser", &self.train_denoiser),
+            ("stream", &self.train_stream),
+            ("grounding", &self.train_grounding),
         ] {
             train.validate().map_err(|e| Error::Config(format!("train_{name}: {e}")))?;
+        }
+        if let NetworkConfig::MotionMamba(network) = &self.denoiser {
+            network.validate_for(self.vae.latent_tokens, self.vae.latent_dim)?;
+        }
+        self.stream.training.validate()?;
+        self.grounding.training.validate()?;
+        let widths = [
+            ("stream", self.stream.d_model, &self.stream.ssm_cfg),
+            ("evaluator", self.evaluator.d_model, &self.evaluator.ssm_cfg),
+        ];
+        for (name, width, ssm) in widths {
+            ssm.validate_for(width).map_err(|e| Error::Config(format!("{name}.ssm_cfg: {e}")))?;
         }
         if self.latent.parts_per_clip == 0 {
             return Err(Error::Config("latent.parts_per_clip is 0, expected at least 1".into()));
         }
-        let EvaluatorSettings { d_model, n_layer, dim, window } = self.evaluator;
+        let EvaluatorSettings { d_model, n_layer, dim, window, .. } = self.evaluator;
         if [d_model, n_layer, dim].contains(&0) || window < 8 {
             return Err(Error::Config(format!(
                 "evaluator: d_model {d_model}, n_layer {n_layer}, dim {dim} must be at least 1, window {window} at least 8"

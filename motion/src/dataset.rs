@@ -134,6 +134,12 @@ impl MotionData {
     }
 
     fn new(loaded: Vec<Loaded>, cfg: &SourceConfig) -> Result<Self> {
+        let (loaded, short): (Vec<_>, Vec<_>) =
+            loaded.into_iter().partition(|clip| clip.poses.len() > MIN_FRAMES);
+        let skipped = short.iter().map(|Loaded { name, poses, .. }| {
+            format!("{name}: {} frames at 20 a second, expected {}", poses.len(), MIN_FRAMES + 1)
+        });
+        let skipped = skipped.collect();
         let mut values: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (name, value) in loaded.iter().flat_map(|clip| &clip.fields).filter(|(name, _)| *name != TAKE) {
             values.entry(name.clone()).or_default().push(value.clone());
@@ -144,18 +150,9 @@ impl MotionData {
             LabelGroup { name, values }
         };
         let groups: Vec<LabelGroup> = values.into_iter().map(group).collect();
-        let mut data = Self { groups, clips: Vec::new(), skipped: Vec::new() };
+        let mut data = Self { groups, clips: Vec::new(), skipped };
         let (mut of_kind, mut kept): (BTreeMap<String, usize>, usize) = (BTreeMap::new(), 0);
         for clip in loaded {
-            if clip.poses.len() < MIN_FRAMES + 1 {
-                let n = clip.poses.len();
-                data.skipped.push(format!(
-                    "{}: {n} frames at 20 a second, expected {}",
-                    clip.name,
-                    MIN_FRAMES + 1
-                ));
-                continue;
-            }
             let number = of_kind.entry(clip.kind.clone()).and_modify(|n| *n += 1).or_insert(1);
             let role = if cfg.hold_out_every > 0 && *number % cfg.hold_out_every == 0 {
                 Role::Test
@@ -301,6 +298,25 @@ pub fn poses_of_bvh(path: &Path, skeleton: Option<&str>) -> Result<Vec<Pose>> {
         })?,
     };
     map.retarget(&motion).map_err(|e| Error::file(path, e))
+}
+
+/// The features of a motion file: BVH or a DeepMimic clip, brought to the 22 joints, or an array `(frames, 263)` as it is.
+///
+/// # Errors
+/// A file that cannot be read, or that has fewer frames than a clip needs.
+pub fn frames_of_file(path: &Path, skeleton: Option<&str>) -> Result<Vec<Frame>> {
+    let frames = match path.extension().unwrap_or_default().to_ascii_lowercase().to_str() {
+        Some("npy") => features::frames_of(&humanml3d::read_features(path)?)?,
+        _ => {
+            let cfg = SourceConfig { skeleton: skeleton.map(str::to_owned), ..SourceConfig::default() };
+            let poses = load(path, &cfg)?.poses;
+            features::from_poses(&poses, &Bones::REFERENCE, FOOT_STILL).map_err(|e| Error::file(path, e))?
+        }
+    };
+    match frames.len() {
+        0 | 1 => Err(Error::file(path, "the motion has fewer than 2 frames at 20 a second")),
+        _ => Ok(frames),
+    }
 }
 
 /// Labels that a file's name tells, and the name without its take.

@@ -1,10 +1,12 @@
 //! Generated motions against held-out ones, repeated with new noise.
 
+use crate::conditions::Asked;
 use crate::dataset::{Clip, MotionData, Role};
 use crate::features::{Frame, to_poses};
 use crate::metrics::{self, mean_and_interval};
 use crate::models::Evaluator;
 use crate::run::{Generator, Request, SampleOptions, Shared, embed_motions};
+use crate::stream::{Piece, StreamGenerator};
 use crate::{Error, Result};
 use candle_core::{DType, Device};
 use mamba_core::Rng;
@@ -138,12 +140,9 @@ impl<'a> Comparison<'a> {
         repetitions: u64,
         mut seen: impl FnMut(),
     ) -> Result<Row> {
-        let request = |(frames, combination): &(&[Frame], usize)| Request {
-            labels: self.evaluator.config().combinations[*combination]
-                .iter()
-                .map(|&label| Some(label))
-                .collect(),
-            frames: frames.len(),
+        let request = |(frames, combination): &(&[Frame], usize)| {
+            let labels = self.evaluator.config().combinations[*combination].iter().map(|&label| Some(label));
+            Request { asked: Asked::Labels(labels.collect()), frames: frames.len() }
         };
         let requests: Vec<Request> = self.windows.iter().map(request).collect();
         self.row(repetitions, |repetition| {
@@ -151,6 +150,37 @@ impl<'a> Comparison<'a> {
             let motions = generator.generate(&requests, &SampleOptions { seed, ..options.clone() });
             seen();
             motions
+        })
+    }
+
+    /// The same by a denoiser of motion itself.
+    pub fn streamed(
+        &self,
+        generator: &StreamGenerator,
+        options: &SampleOptions,
+        repetitions: u64,
+        mut seen: impl FnMut(),
+    ) -> Result<Row> {
+        let combinations = &self.evaluator.config().combinations;
+        self.row(repetitions, |repetition| {
+            let mut motions: Vec<Vec<Frame>> = vec![Vec::new(); self.windows.len()];
+            // Windows of one kind are made at once.
+            for (kind, labels) in combinations.iter().enumerate() {
+                let places: Vec<usize> =
+                    (0..self.windows.len()).filter(|&i| self.windows[i].1 == kind).collect();
+                if places.is_empty() {
+                    continue;
+                }
+                let asked = Asked::Labels(labels.iter().map(|&label| Some(label)).collect());
+                let piece = Piece::Make { asked, frames: self.evaluator.config().window };
+                let seed = Rng::stream(options.seed.wrapping_add(repetition), "kind", kind as u64).next_u64();
+                let options = SampleOptions { seed, ..options.clone() };
+                let made =
+                    generator.generate(&[piece], places.len(), &options, |_| true)?.unwrap_or_default();
+                places.into_iter().zip(made).for_each(|(i, made)| motions[i] = made);
+            }
+            seen();
+            Ok(motions)
         })
     }
 

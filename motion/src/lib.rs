@@ -9,7 +9,9 @@
 //! | [`diffusion`], [`models`] | schedules and samplers; VAE, denoisers, evaluator |
 //! | [`config`], [`tasks`], [`run`] | settings, the trainings, a training's folder and what it generates |
 //! | [`metrics`], [`evaluation`] | figures, and motions compared by them |
-//! | [`text`] | sentences to vectors by a frozen encoder |
+//! | [`text`], [`conditions`] | sentences to vectors by a frozen encoder; what denoisers are told |
+//! | [`join`](mod@join), [`stream`], [`grounding`] | long motion: concatenated, made chunk by chunk, searched by what it shows |
+//! | [`cleanup`] | feet that stand where they stand |
 //! | [`viewer`], [`picture`] | a web page, a contact sheet, a GIF |
 //!
 //! Lengths are metres, y is up, a person at rest faces z with the left hand towards x; motion has 20 frames a second.
@@ -26,6 +28,8 @@
 //! # Ok::<(), mamba_motion::Error>(())
 //! ```
 
+pub mod cleanup;
+pub mod conditions;
 pub mod config;
 pub mod dataset;
 pub mod diffusion;
@@ -33,6 +37,8 @@ pub mod error;
 pub mod evaluation;
 pub mod features;
 pub mod formats;
+pub mod grounding;
+pub mod join;
 pub mod metrics;
 pub mod models;
 pub mod picture;
@@ -41,6 +47,7 @@ pub mod retarget;
 pub mod rig;
 pub mod run;
 pub mod skeleton;
+pub mod stream;
 pub mod tasks;
 pub mod text;
 pub mod viewer;

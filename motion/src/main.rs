@@ -5,7 +5,7 @@ mod commands;
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
 
-/// Motion generation with Motion Mamba: train on motion capture, generate by label, measure, watch.
+/// Motion generation with Motion Mamba: train on motion capture, generate by label or text, continue, search, measure, watch.
 #[derive(Parser)]
 #[command(name = "mamba-motion", version, arg_required_else_help = true)]
 struct Cli {
@@ -15,10 +15,12 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Train evaluator, VAE and denoiser on motion capture
-    Train(commands::train::Args),
-    /// Generate motions by label
-    Generate(commands::generate::Args),
+    /// Train the models on motion capture
+    Train(Box<commands::train::Args>),
+    /// Generate motions by label or text, continue and fill in motions, make long ones
+    Generate(Box<commands::generate::Args>),
+    /// Find in motions what a text or a label says
+    Ground(commands::ground::Args),
     /// Measure generated motions against held-out ones
     Eval(commands::eval::Args),
     /// Say what is in a training's folder
@@ -35,8 +37,9 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     mamba_core::cli::run_main(|| match cli.command {
-        Command::Train(args) => commands::train::run(args),
-        Command::Generate(args) => commands::generate::run(args),
+        Command::Train(args) => commands::train::run(*args),
+        Command::Generate(args) => commands::generate::run(*args),
+        Command::Ground(args) => commands::ground::run(args),
         Command::Eval(args) => commands::eval::run(args),
         Command::Info(args) => commands::info::run(args),
         Command::Datasets(args) => {

@@ -1,15 +1,16 @@
-//! The folder of a training: three runs, and what they share.
+//! The folder of a training: its runs, and what they share.
 //!
 //! | path | holds |
 //! |---|---|
-//! | `motion.json` | labels, standardisation, how clips were cut |
-//! | `evaluator/`, `vae/`, `denoiser/`, `peer/` | a run folder each; `peer/` only if it was asked for |
+//! | `motion.json` | labels, text encoder, standardisation, how clips were cut |
+//! | `evaluator/`, `vae/`, `denoiser/`, `peer/`, `stream/`, `grounding/` | a run folder of each part that was asked for |
 
+use crate::conditions::{Asked, Prompts, TextSource};
 use crate::config::MotionConfig;
 use crate::dataset::{LabelGroup, Standard};
 use crate::diffusion::{Diffusion, Sampler};
 use crate::features::Frame;
-use crate::models::{Condition, Denoiser, Evaluator, EvaluatorConfig, MotionVae};
+use crate::models::{Denoiser, Evaluator, EvaluatorConfig, MotionVae};
 use crate::tasks::{Motions, StoredDenoiser};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -28,6 +29,10 @@ pub const VAE: &str = "vae";
 pub const DENOISER: &str = "denoiser";
 /// Folder of the transformer beside it.
 pub const PEER: &str = "peer";
+/// Folder of the denoiser of motion itself.
+pub const STREAM: &str = "stream";
+/// Folder of the grounding model.
+pub const GROUNDING: &str = "grounding";
 
 /// What the runs share.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,6 +42,9 @@ pub struct Shared {
     pub config: MotionConfig,
     /// Labels.
     pub groups: Vec<LabelGroup>,
+    /// The text encoder, if conditions are texts.
+    #[serde(default)]
+    pub text: Option<TextSource>,
     /// Standardisation of the features.
     pub standard: Standard,
     /// SHA-256 of the clips.
@@ -110,8 +118,8 @@ pub fn open_evaluator(dir: &Path, device: &Device) -> Result<(EvaluatorConfig, E
 /// One motion to generate.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
-    /// A value or any of each group of labels.
-    pub labels: Vec<Option<usize>>,
+    /// What it is to be.
+    pub asked: Asked,
     /// Frames at 20 a second.
     pub frames: usize,
 }
@@ -138,6 +146,7 @@ impl Default for SampleOptions {
 /// A VAE and a denoiser, ready to generate.
 pub struct Generator {
     shared: Shared,
+    prompts: Prompts,
     vae: MotionVae,
     denoiser: Denoiser,
     stored: StoredDenoiser,
@@ -149,13 +158,15 @@ pub struct Generator {
 const BATCH: usize = 32;
 
 impl Generator {
-    /// Opens a run; `network` is [`DENOISER`] or [`PEER`].
-    pub fn open(dir: &Path, network: &str, device: &Device) -> Result<Self> {
+    /// Opens a run; `network` is [`DENOISER`] or [`PEER`], `text_encoder` where the run's text encoder lies now, if it used
+    /// one.
+    pub fn open(dir: &Path, network: &str, text_encoder: Option<&Path>, device: &Device) -> Result<Self> {
         let shared = Shared::read(dir)?;
+        let prompts = Prompts::open(&shared, text_encoder, device)?;
         let (_, vae) = open_model(&dir.join(VAE), device, MotionVae::new)?;
         let (stored, denoiser) =
             open_model(&dir.join(network), device, |cfg: &StoredDenoiser, pb| Denoiser::new(&cfg.model, pb))?;
-        Ok(Self { shared, vae, denoiser, stored, device: device.clone(), dir: dir.to_owned() })
+        Ok(Self { shared, prompts, vae, denoiser, stored, device: device.clone(), dir: dir.to_owned() })
     }
 
     /// Labels and standardisation.
@@ -200,7 +211,8 @@ impl Generator {
             });
             Tensor::cat(&rows.collect::<candle_core::Result<Vec<_>>>()?, 0)
         };
-        let condition = Condition::Labels(requests.iter().map(|request| request.labels.clone()).collect());
+        let asked: Vec<&Asked> = requests.iter().map(|request| &request.asked).collect();
+        let condition = self.prompts.condition(&asked)?;
         let lengths: Vec<usize> = requests.iter().map(|request| request.frames).collect();
         let z = diffusion.sample(
             options.sampler,

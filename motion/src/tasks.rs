@@ -1,9 +1,14 @@
-//! The three trainings, as the training loop sees them: evaluator, VAE, denoiser of the VAE's latents.
+//! The trainings, as the training loop sees them: evaluator, VAE, denoiser of the VAE's latents, and those of the modules
+//! below: denoiser of motion itself, grounding.
 
+pub mod grounding;
+pub mod stream;
+
+use crate::conditions::{ClipConditions, DropConfig};
 use crate::dataset::{Clip, Standard};
 use crate::diffusion::{Diffusion, DiffusionConfig};
 use crate::features::{Frame, N_FEATURES};
-use crate::models::{Condition, Denoiser, DenoiserConfig, Evaluator, EvaluatorConfig, MotionVae, VaeConfig};
+use crate::models::{Denoiser, DenoiserConfig, Evaluator, EvaluatorConfig, MotionVae, VaeConfig};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use mamba_core::run_folder::Metric;
@@ -262,22 +267,15 @@ impl LatentSet {
 pub struct LatentDiffusionConfig {
     /// The diffusion.
     pub diffusion: DiffusionConfig,
-    /// Share of motions whose whole condition is dropped, for classifier-free guidance.
-    pub drop_condition: f64,
-    /// Share of motions of which one label is dropped, so that any may be left open.
-    pub drop_label: f64,
+    /// How often conditions are left out.
+    pub drop: DropConfig,
     /// Parts of each clip whose latents are kept.
     pub parts_per_clip: usize,
 }
 
 impl Default for LatentDiffusionConfig {
     fn default() -> Self {
-        Self {
-            diffusion: DiffusionConfig::default(),
-            drop_condition: 0.1,
-            drop_label: 0.1,
-            parts_per_clip: 8,
-        }
+        Self { diffusion: DiffusionConfig::default(), drop: DropConfig::default(), parts_per_clip: 8 }
     }
 }
 
@@ -301,18 +299,16 @@ pub struct DenoiserTask<'a> {
     params: Params,
     denoiser: Denoiser,
     diffusion: Diffusion,
-    latents: LatentSet,
-    valid: Option<LatentSet>,
-    conditions: Vec<Vec<Option<usize>>>,
-    valid_conditions: Vec<Vec<Option<usize>>>,
+    data: Labelled,
+    valid: Option<Labelled>,
 }
 
-/// Latents with the clips that they are of.
-pub struct Labelled<'a> {
+/// Latents with what is known of the clips that they are of.
+pub struct Labelled {
     /// The latents.
     pub latents: LatentSet,
-    /// The clips.
-    pub clips: &'a [&'a Clip],
+    /// Of each clip.
+    pub conditions: ClipConditions,
 }
 
 impl<'a> DenoiserTask<'a> {
@@ -320,35 +316,21 @@ impl<'a> DenoiserTask<'a> {
     pub fn new(
         cfg: StoredDenoiser,
         train: &'a TrainConfig,
-        data: Labelled<'_>,
-        valid: Option<Labelled<'_>>,
+        data: Labelled,
+        valid: Option<Labelled>,
         fingerprint: String,
         params: Params,
     ) -> Result<Self> {
         let denoiser = Denoiser::new(&cfg.model, &params.builder())?;
         params.check()?;
         let diffusion = Diffusion::new(&cfg.training.diffusion, "")?;
-        let labels = |data: &Labelled<'_>| data.clips.iter().map(|clip| clip.labels.clone()).collect();
-        let (conditions, valid_conditions) = (labels(&data), valid.as_ref().map(labels).unwrap_or_default());
-        let (latents, valid) = (data.latents, valid.map(|valid| valid.latents));
-        Ok(Self {
-            cfg,
-            train,
-            fingerprint,
-            params,
-            denoiser,
-            diffusion,
-            latents,
-            valid,
-            conditions,
-            valid_conditions,
-        })
+        Ok(Self { cfg, train, fingerprint, params, denoiser, diffusion, data, valid })
     }
 
     fn loss(
         &self,
         denoiser: &Denoiser,
-        (latents, conditions): (&LatentSet, &[Vec<Option<usize>>]),
+        Labelled { latents, conditions }: &Labelled,
         rows: &[usize],
         drop: bool,
         rng: &mut Rng,
@@ -361,18 +343,8 @@ impl<'a> DenoiserTask<'a> {
         let z = (z * self.cfg.latent_scale)?;
         let steps: Vec<usize> = rows.iter().map(|_| rng.below(self.diffusion.steps())).collect();
         let noise = normal(rng)?;
-        let labels = rows.iter().map(|&i| {
-            let mut labels = conditions[latents.clips[i]].clone();
-            let LatentDiffusionConfig { drop_condition, drop_label, .. } = self.cfg.training;
-            let (all, one, which) = (rng.uniform(), rng.uniform(), rng.below(labels.len().max(1)));
-            if drop && all < drop_condition {
-                labels.fill(None);
-            } else if drop && one < drop_label && labels.len() > 1 {
-                labels[which] = None;
-            }
-            labels
-        });
-        let condition = Condition::Labels(labels.collect());
+        let clips: Vec<usize> = rows.iter().map(|&i| latents.clips[i]).collect();
+        let condition = conditions.draw(&clips, drop.then_some(self.cfg.training.drop), rng);
         let lengths: Vec<usize> = rows.iter().map(|&i| latents.lengths[i]).collect();
         let noised = self.diffusion.q_sample(&z, &steps, &noise)?;
         let dtype = if drop { self.params.dtype() } else { DType::F32 };
@@ -398,8 +370,8 @@ impl Task for DenoiserTask<'_> {
         let batch = self.train.batch_size;
         let index = step * self.train.accumulate as u64 + micro as u64;
         let mut rng = Rng::stream(self.train.seed, "denoiser batch", index);
-        let rows: Vec<usize> = (0..batch).map(|_| rng.below(self.latents.lengths.len())).collect();
-        let loss = self.loss(&self.denoiser, (&self.latents, &self.conditions), &rows, true, &mut rng)?;
+        let rows: Vec<usize> = (0..batch).map(|_| rng.below(self.data.latents.lengths.len())).collect();
+        let loss = self.loss(&self.denoiser, &self.data, &rows, true, &mut rng)?;
         Ok(StepLoss { loss, items: batch })
     }
 
@@ -408,11 +380,11 @@ impl Task for DenoiserTask<'_> {
         let Some(valid) = &self.valid else { return Ok(Vec::new()) };
         let frozen = Params::frozen(self.params.to_tensors(), DType::F32, self.params.device());
         let denoiser = Denoiser::new(&self.cfg.model, &frozen.builder())?;
-        let rows: Vec<usize> = (0..valid.lengths.len()).collect();
+        let rows: Vec<usize> = (0..valid.latents.lengths.len()).collect();
         let mut loss = 0.0;
         for (i, batch) in rows.chunks(64).enumerate() {
             let mut rng = Rng::stream(0, "denoiser valid", i as u64);
-            let part = self.loss(&denoiser, (valid, &self.valid_conditions), batch, false, &mut rng)?;
+            let part = self.loss(&denoiser, valid, batch, false, &mut rng)?;
             loss += batch.len() as f64 * f64::from(part.to_scalar::<f32>()?);
         }
         Ok(vec![Metric::down("loss", loss / rows.len() as f64)])

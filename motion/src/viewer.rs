@@ -27,10 +27,14 @@ pub fn page(motions: &[Named<'_>]) -> Result<String> {
         return Err(Error::Motion("a page needs motions with at least one pose each".into()));
     }
     let clip = |motion: &Named<'_>| {
-        // Millimetres; what is farther than 32 m stays at the edge.
-        let millimetres = motion.poses.iter().flatten().flatten().map(|x| (x * 1000.0).round() as i16);
-        let bytes: Vec<u8> = millimetres.flat_map(i16::to_le_bytes).collect();
-        json!({ "name": motion.name, "frames": motion.poses.len(), "joints": base64(&bytes) })
+        // Where the root is over the floor, in metres, and the joints from there in millimetres.
+        let roots = motion.poses.iter().flat_map(|pose| [pose[0][0], pose[0][2]]);
+        let path: Vec<u8> = roots.flat_map(|x| (x as f32).to_le_bytes()).collect();
+        let from_root = motion.poses.iter().flat_map(|pose| {
+            pose.iter().flat_map(|joint| [joint[0] - pose[0][0], joint[1], joint[2] - pose[0][2]])
+        });
+        let joints: Vec<u8> = from_root.flat_map(|x| ((x * 1000.0).round() as i16).to_le_bytes()).collect();
+        json!({ "name": motion.name, "frames": motion.poses.len(), "path": base64(&path), "joints": base64(&joints) })
     };
     let sides = NAMES.map(|name| match name.split('_').next() {
         Some("left") => 0,

@@ -1,6 +1,8 @@
 //! The program: train, eval, generate, info, and how it refuses.
 #![allow(clippy::unwrap_used, reason = "functions that tests call")]
 
+mod tiny_clip;
+
 use mamba_motion::formats::bvh::Bvh;
 use mamba_motion::formats::humanml3d;
 use serde_json::Value;
@@ -17,7 +19,8 @@ fn motion(args: &str) -> (i32, String, String) {
 /// The flags of a training that is over in seconds.
 const QUICK: &str = "--quiet --set train_evaluator.steps=3 --set train_vae.steps=3 --set train_denoiser.steps=3 \
     --set vae.latent_dim=16 --set vae.d_ff=16 --set evaluator.d_model=16 --set latent.parts_per_clip=1 \
-    --set source.mirror=false --set denoiser.n_level=1";
+    --set source.mirror=false --set denoiser.n_level=1 --set train_stream.steps=3 --set train_grounding.steps=3 \
+    --set stream.d_model=16 --set grounding.d_model=16";
 
 fn train(out: &Path, more: &str) {
     let (code, _, stderr) = motion(&format!("train --out {} {QUICK} {more}", out.display()));
@@ -28,7 +31,7 @@ fn train(out: &Path, more: &str) {
 fn a_training_is_evaluated_generated_from_and_described() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
-    train(&run, "--peer");
+    train(&run, "--parts evaluator,vae,denoiser,peer");
     for part in ["evaluator", "vae", "denoiser", "peer"] {
         for file in ["config.json", "model.safetensors", "metrics.jsonl", "run.json"] {
             assert!(run.join(part).join(file).exists(), "{part}/{file}");
@@ -145,6 +148,9 @@ fn what_cannot_be_used_is_named() {
         ("--set crop.max_frames=500", "vae.max_frames 100"),
         ("--set vae.n_head=3", "n_head 3 does not divide"),
         ("--set nothing=1", "unknown"),
+        ("--parts vae,nose", "invalid value 'nose'"),
+        ("--set denoiser.ssm_cfg.type=mamba2", "spatial scans of width 4"),
+        ("--set stream.training.chunk=3", "chunk 3 must lie in 8 to 2000"),
     ] {
         let (code, _, stderr) = motion(&format!("train --out {} {flags}", dir.join("r3").display()));
         assert!(code == 2 && stderr.contains(message), "{flags}: {stderr}");
@@ -175,4 +181,128 @@ fn data_sets_are_clips_by_name() {
         return eprintln!("skipped: MAMBA_DATA is not set");
     }
     train(&run, "deepmimic");
+}
+
+#[test]
+fn long_motion_is_made_continued_filled_in_and_searched() {
+    let folder = tempfile::tempdir().unwrap();
+    let (run, out) = (folder.path().join("run"), folder.path().join("out"));
+    train(&run, "--parts stream,grounding");
+    assert!(!run.join("vae").exists() && run.join("stream/model.safetensors").exists());
+    let generate =
+        format!("generate --checkpoint {} --steps 3 --format json --out {}", run.display(), out.display());
+    let ok = |args: &str| {
+        let (code, stdout, stderr) = motion(args);
+        assert_eq!(code, 0, "{args}: {stderr}");
+        stdout
+    };
+    let features = |name: &str| humanml3d::read_features(out.join(format!("{name}_features.npy"))).unwrap();
+    // Longer than any chunk or clip.
+    ok(&format!("{generate} --label walk --length 10"));
+    assert_eq!(features("walk_00").len(), 200 * 263);
+    let whole = |name: &str, seconds: &str| -> (String, Vec<f32>) {
+        ok(&format!("{generate} --label {name} --length {seconds}"));
+        (
+            format!("{}", out.join(format!("{name}_00_features.npy")).display()),
+            features(&format!("{name}_00")),
+        )
+    };
+    let ((kick, kick_values), (spin, spin_values)) = (whole("kick", "3"), whole("spin", "2"));
+    // Kept frames come back bit for bit.
+    let line = ok(&format!("{generate} --continue {kick} --label spin --length 2"));
+    assert!(line.contains("\"kept\":60") && line.contains("\"frames\":100"), "{line}");
+    let continued = features("kick_00_features_spin_00");
+    assert_eq!(continued[..kick_values.len()], kick_values[..]);
+    ok(&format!("{generate} --between {kick} {spin} --length 1"));
+    let between = features("kick_00_features_spin_00_features_any_00");
+    assert_eq!(between.len(), (60 + 20 + 40) * 263);
+    assert_eq!(between[..60 * 263], kick_values[..]);
+    assert_eq!(between[80 * 263..], spin_values[..]);
+    ok(&format!("{generate} --fill {kick} --keep 0-1,2-3"));
+    let filled = features("kick_00_features_any_00");
+    assert_eq!(
+        (&filled[..20 * 263], &filled[40 * 263..]),
+        (&kick_values[..20 * 263], &kick_values[40 * 263..])
+    );
+    assert_ne!(filled[20 * 263..40 * 263], kick_values[20 * 263..40 * 263]);
+    let script = ["generate", "--script", "walk:1.5; kick: 1", "--steps", "3", "--quiet"];
+    let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_mamba-motion"));
+    command.args(script).arg("--checkpoint").arg(&run).arg("--out").arg(&out).assert().success();
+    assert_eq!(features("script_00").len(), 50 * 263);
+
+    // A BVH file is continued too, and searched.
+    let bvh = out.join("walk_00.bvh");
+    ok(&format!("{generate} --continue {} --length 1", bvh.display()));
+    let found = ok(&format!(
+        "ground {} {kick} --checkpoint {} --label walk --format json",
+        bvh.display(),
+        run.display()
+    ));
+    assert_eq!(found.lines().count(), 2);
+    let first: Value = serde_json::from_str(found.lines().next().unwrap()).unwrap();
+    assert!(first["segments"].is_array() && first["seconds"].as_f64().unwrap() > 9.0, "{first}");
+    let figures = ok(&format!("eval --checkpoint {} --questions 5 --format json", run.display()));
+    let figures: Value = serde_json::from_str(&figures).unwrap();
+    let grounding = &figures["grounding"]["figures"];
+    for figure in ["mean_iou", "iou_0.5", "mean_iou_of_all_frames", "mean_iou_of_a_guess"] {
+        assert!((0.0..=1.0).contains(&grounding[figure]["mean"].as_f64().unwrap()), "{figure}: {figures}");
+    }
+
+    let run = run.display();
+    for (args, code, message) in [
+        (
+            format!("generate --checkpoint {run} --network denoiser"),
+            2,
+            "has no denoiser\nhint: train --parts denoiser --resume",
+        ),
+        (format!("generate --checkpoint {run} --network peer --continue {kick}"), 2, "only stream does"),
+        (format!("generate --checkpoint {run} --text walk"), 2, "the training knows labels only"),
+        (format!("generate --checkpoint {run} --script walk"), 2, "\"walk\" has no seconds"),
+        (
+            format!("generate --checkpoint {run} --fill {kick} --keep 5-9"),
+            2,
+            "\"5-9\" is no part of a motion of 3 s",
+        ),
+        (format!("generate --checkpoint {run} --continue nowhere.bvh"), 1, "cannot read nowhere.bvh"),
+        (format!("ground {kick} --checkpoint {run} --label fly"), 2, "no label is called \"fly\""),
+        (format!("ground {kick} --checkpoint {}", folder.path().display()), 2, "--text"),
+    ] {
+        let (got, _, stderr) = motion(&args);
+        assert!(got == code && stderr.contains(message), "{args}: {got} {stderr}");
+    }
+}
+
+#[test]
+fn a_training_is_told_sentences() {
+    let folder = tempfile::tempdir().unwrap();
+    let (encoder, run, out) =
+        (folder.path().join("clip"), folder.path().join("run"), folder.path().join("out"));
+    tiny_clip::write(&encoder, &tiny_clip::config(), &tiny_clip::weights());
+    train(&run, &format!("--parts vae,denoiser,stream,grounding --text-encoder {}", encoder.display()));
+    let moved = folder.path().join("moved");
+    std::fs::rename(&encoder, &moved).unwrap();
+    let generate = |more: &[&str]| {
+        let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_mamba-motion"));
+        let command = command.args(["generate", "--steps", "3", "--length", "2", "--checkpoint"]).arg(&run);
+        let output = command.arg("--out").arg(&out).args(more).output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, stderr) = generate(&["--text", "a person walks"]);
+    assert!(code == 1 && stderr.contains("clip"), "the encoder is not where it was: {stderr}");
+    let place = ["--text-encoder", moved.to_str().unwrap()];
+    for (name, network) in [("denoiser", "denoiser"), ("stream", "stream")] {
+        let asked = ["--text", "a person walks", "--text", "kick", "--label", "walk", "--network", network];
+        let (code, stderr) = generate(&[&place[..], &asked[..]].concat());
+        assert_eq!(code, 0, "{name}: {stderr}");
+        let features =
+            |name: &str| humanml3d::read_features(out.join(format!("{name}_00_features.npy"))).unwrap();
+        let (walks, kick) = (features("a_person_walks"), features("kick"));
+        let far = walks.iter().zip(&kick).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(far > 1e-4, "{name} does not hear what is asked: {far}");
+        assert_eq!(features("walk").len(), 40 * 263);
+    }
+    let file = out.join("kick_00.bvh");
+    let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_mamba-motion"));
+    let command = command.arg("ground").arg(&file).arg("--checkpoint").arg(&run).args(place);
+    command.args(["--text", "a person walks", "--format", "json"]).assert().success();
 }

@@ -3,9 +3,12 @@
 
 #[path = "properties/formats.rs"]
 mod formats;
+#[path = "properties/long.rs"]
+mod long;
 #[path = "properties/motion.rs"]
 mod motion;
 #[path = "properties/networks.rs"]
 mod networks;
 #[path = "properties/text.rs"]
 mod text;
+mod tiny_clip;

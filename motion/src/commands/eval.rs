@@ -2,12 +2,17 @@
 
 use crate::commands::train::load;
 use anyhow::Result;
+use candle_core::Device;
 use mamba_core::cli::{CommonArgs, Format, HintExt};
 use mamba_datasets::registry::resolve_all;
-use mamba_motion::dataset::Role;
+use mamba_motion::dataset::{MotionData, Role};
 use mamba_motion::diffusion::Sampler;
 use mamba_motion::evaluation::{Comparison, FIGURES, Row};
-use mamba_motion::run::{DENOISER, Generator, PEER, SampleOptions, Shared, open_evaluator};
+use mamba_motion::grounding::GroundingModel;
+use mamba_motion::run::{
+    DENOISER, EVALUATOR, GROUNDING, Generator, PEER, STREAM, SampleOptions, Shared, open_evaluator,
+};
+use mamba_motion::stream::StreamGenerator;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -26,6 +31,14 @@ pub(crate) struct Args {
     /// Repetitions with new noise
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
     repetitions: u64,
+
+    /// Long motions that the grounding model is asked about
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..))]
+    questions: u64,
+
+    /// Where the training's text encoder lies now [default: where it was]
+    #[arg(long, value_name = "DIR")]
+    text_encoder: Option<PathBuf>,
 
     #[command(flatten)]
     sampling: Sampling,
@@ -70,8 +83,32 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         let message = format!("{} was not trained on these clips", args.checkpoint.display());
         return Err(mamba_core::Error::Config(message)).hint("name the same files as for train");
     }
-    let (_, evaluator) = open_evaluator(&args.checkpoint, &device)?;
-    let comparison = Comparison::new(&data, &shared, &evaluator, &device)?;
+    let mut report = serde_json::Map::new();
+    if args.checkpoint.join(EVALUATOR).is_dir() {
+        report.extend(generation(&args, &data, &shared, &device)?);
+    }
+    if args.checkpoint.join(GROUNDING).is_dir() {
+        report.insert("grounding".into(), grounding(&args, &data, &device)?);
+    }
+    if report.is_empty() {
+        let message = format!("{} has neither evaluator nor grounding", args.checkpoint.display());
+        return Err(mamba_core::Error::Config(message)).hint("train --parts evaluator --resume adds one");
+    }
+    if args.common.format == Format::Json {
+        println!("{}", serde_json::Value::Object(report));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Figures of generated motions, printed for people, returned for programs.
+fn generation(
+    args: &Args,
+    data: &MotionData,
+    shared: &Shared,
+    device: &Device,
+) -> Result<serde_json::Map<String, serde_json::Value>> {
+    let (_, evaluator) = open_evaluator(&args.checkpoint, device)?;
+    let comparison = Comparison::new(data, shared, &evaluator, device)?;
     let window = evaluator.config().window;
     let what = if comparison.role == Role::Test { "held-out" } else { "training" };
     if comparison.role == Role::Train {
@@ -82,36 +119,54 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         ("held-out clips", comparison.held_out(args.repetitions)?),
         ("training clips", comparison.training(args.repetitions)?),
     ];
-    for (name, folder) in [("Motion Mamba", DENOISER), ("transformer", PEER)] {
-        if folder == PEER && !args.checkpoint.join(PEER).exists() {
+    let (encoder, options) = (args.text_encoder.as_deref(), args.sampling.options());
+    for (name, folder) in [("Motion Mamba", DENOISER), ("transformer", PEER), ("stream", STREAM)] {
+        if !args.checkpoint.join(folder).is_dir() {
             continue;
         }
-        let generator = Generator::open(&args.checkpoint, folder, &device)?;
-        if folder == DENOISER {
-            rows.push(("VAE alone", comparison.reconstructed(&generator)?));
-        }
         let mut progress = args.common.progress(Some(args.repetitions), "repetitions");
-        let options = args.sampling.options();
-        rows.push((name, comparison.generated(&generator, &options, args.repetitions, || progress.inc(1))?));
+        let seen = || progress.inc(1);
+        if folder == STREAM {
+            let generator = StreamGenerator::open(&args.checkpoint, encoder, device)?;
+            rows.push((name, comparison.streamed(&generator, &options, args.repetitions, seen)?));
+        } else {
+            let generator = Generator::open(&args.checkpoint, folder, encoder, device)?;
+            if folder == DENOISER {
+                rows.push(("VAE alone", comparison.reconstructed(&generator)?));
+            }
+            rows.push((name, comparison.generated(&generator, &options, args.repetitions, seen)?));
+        }
         progress.finish();
     }
-    match args.common.format {
-        Format::Json => {
-            let figures: serde_json::Map<_, _> = rows
-                .iter()
-                .map(|(name, row)| Ok((name.to_string(), serde_json::to_value(row)?)))
-                .collect::<Result<_, serde_json::Error>>()?;
-            let windows = comparison.len();
-            let dim = evaluator.config().dim;
-            println!(
-                "{}",
-                serde_json::json!({ "windows": windows, "window": window, "dim": dim, "role": what,
-                "repetitions": args.repetitions, "figures": figures })
-            );
-        }
-        Format::Human => print_table(&rows),
+    if args.common.format == Format::Human {
+        print_table(&rows);
     }
-    Ok(ExitCode::SUCCESS)
+    let figures: serde_json::Map<_, _> = rows
+        .iter()
+        .map(|(name, row)| Ok((name.to_string(), serde_json::to_value(row)?)))
+        .collect::<Result<_, serde_json::Error>>()?;
+    let report = serde_json::json!({ "windows": comparison.len(), "window": window, "dim": evaluator.config().dim,
+        "role": what, "repetitions": args.repetitions, "figures": figures });
+    Ok(report.as_object().cloned().unwrap_or_default())
+}
+
+/// Figures of the grounding model, printed for people, returned for programs.
+fn grounding(args: &Args, data: &MotionData, device: &Device) -> Result<serde_json::Value> {
+    let model = GroundingModel::open(&args.checkpoint, args.text_encoder.as_deref(), device)?;
+    let (role, clips) = match data.of_role(Role::Test) {
+        none if none.is_empty() => ("training", data.of_role(Role::Train)),
+        clips => ("held-out", clips),
+    };
+    let mut progress = args.common.progress(Some(args.questions), "questions");
+    let row = model.evaluate(&clips, args.questions as usize, args.sampling.seed, || progress.inc(1))?;
+    progress.finish();
+    if args.common.format == Format::Human {
+        println!("grounding, {} long motions of {role} clips", args.questions);
+        for (name, figure) in &row {
+            println!("{name:<24}{:>10.4} ± {:.4}", figure.mean, figure.interval);
+        }
+    }
+    Ok(serde_json::json!({ "role": role, "questions": args.questions, "figures": row }))
 }
 
 /// A line for each figure, a column for each kind of motions.

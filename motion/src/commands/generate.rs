@@ -1,16 +1,20 @@
-//! `generate`: motions by label, as BVH, NumPy arrays, a page to watch them, and pictures.
+//! `generate`: motions by label or text, continued, filled in, of any length; as BVH, NumPy arrays, a page, and pictures.
 
 use crate::commands::eval::Sampling;
 use anyhow::Result;
-use mamba_core::cli::{CommonArgs, Format, HintExt};
-use mamba_motion::dataset::poses_of_bvh;
+use candle_core::Device;
+use mamba_core::cli::{CommonArgs, Format, HintExt, INTERRUPTED};
+use mamba_core::train::Stop;
+use mamba_motion::conditions::Asked;
+use mamba_motion::dataset::{frames_of_file, poses_of_bvh};
 use mamba_motion::features::{self, FPS, Frame};
 use mamba_motion::formats::humanml3d::values_of;
 use mamba_motion::formats::npy::{self, Array};
-use mamba_motion::run::{DENOISER, Generator, Request};
+use mamba_motion::run::{DENOISER, Generator, PEER, Request, STREAM, Shared};
 use mamba_motion::skeleton::{N_JOINTS, Pose};
+use mamba_motion::stream::{Piece, StreamGenerator, land};
 use mamba_motion::viewer::{self, Named};
-use mamba_motion::{picture, rig};
+use mamba_motion::{cleanup, picture, rig};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -18,21 +22,52 @@ use std::process::ExitCode;
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
     mamba-motion generate --checkpoint runs/first --label walk --out walk\n  \
-    mamba-motion generate --checkpoint runs/clips --label walk/happy --label run --length 6 --count 3 --seed 7 --out out")]
+    mamba-motion generate --checkpoint runs/clips --label walk/happy --label run --length 6 --count 3 --seed 7 --out out\n  \
+    mamba-motion generate --checkpoint runs/text --text \"a person walks happily\" --out out\n  \
+    mamba-motion generate --checkpoint runs/long --label walk --length 60 --out minute\n  \
+    mamba-motion generate --checkpoint runs/long --script \"walk:4; run:3; jump:2\" --out script\n  \
+    mamba-motion generate --checkpoint runs/long --continue clip.bvh --label run --length 5 --out on\n  \
+    mamba-motion generate --checkpoint runs/long --between a.bvh b.bvh --length 1.5 --out between\n  \
+    mamba-motion generate --checkpoint runs/long --fill clip.bvh --keep 0-1,3-4.5 --out filled")]
 pub(crate) struct Args {
     /// Folder of the training
     #[arg(long, value_name = "DIR")]
     checkpoint: PathBuf,
 
     /// Labels separated by /, as `info` lists them; what is left out may be anything; repeatable
-    #[arg(long, value_name = "LABEL", default_value = "")]
+    #[arg(long, value_name = "LABEL")]
     label: Vec<String>,
 
-    /// Seconds
+    /// A sentence, for a training with --text-encoder; repeatable
+    #[arg(long, value_name = "TEXT")]
+    text: Vec<String>,
+
+    /// Several things in a row as one motion: WHAT:SECONDS; WHAT:SECONDS; … where WHAT is a label, or a sentence for a training
+    /// with --text-encoder
+    #[arg(long, value_name = "SCRIPT", conflicts_with_all = ["label", "text", "length"])]
+    script: Option<String>,
+
+    /// Go on where this motion ends (.bvh, DeepMimic .txt, features .npy); its own frames stay exactly as they are
+    #[arg(long = "continue", value_name = "FILE", conflicts_with_all = ["between", "fill"])]
+    go_on: Option<PathBuf>,
+
+    /// Lead from the end of one motion to the beginning of another in --length seconds
+    #[arg(long, value_name = "FILE", num_args = 2, conflicts_with_all = ["fill", "script"])]
+    between: Option<Vec<PathBuf>>,
+
+    /// Keep the parts --keep of this motion, where they are, and make the rest anew
+    #[arg(long, value_name = "FILE", requires = "keep", conflicts_with_all = ["script", "length"])]
+    fill: Option<PathBuf>,
+
+    /// Seconds of --fill that stay: FROM-TO,FROM-TO,…
+    #[arg(long, value_name = "RANGES", requires = "fill")]
+    keep: Option<String>,
+
+    /// Seconds to make
     #[arg(long, value_name = "S", default_value_t = 5.0)]
     length: f64,
 
-    /// Motions of each label
+    /// Motions of each label or text
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1000))]
     count: u64,
 
@@ -44,9 +79,17 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     compare: Vec<PathBuf>,
 
-    /// Use another denoiser of the training: denoiser or peer
-    #[arg(long, value_name = "NAME", default_value = DENOISER)]
-    network: String,
+    /// Which denoiser of the training: denoiser, peer or stream [default: stream for what only it can do, else denoiser]
+    #[arg(long, value_name = "NAME")]
+    network: Option<String>,
+
+    /// Where the training's text encoder lies now [default: where it was]
+    #[arg(long, value_name = "DIR")]
+    text_encoder: Option<PathBuf>,
+
+    /// Leave feet that slide while they stand
+    #[arg(long)]
+    no_cleanup: bool,
 
     /// Units of a metre in the BVH files: 100 writes centimetres
     #[arg(long, value_name = "N", default_value_t = 100.0)]
@@ -59,74 +102,339 @@ pub(crate) struct Args {
     common: CommonArgs,
 }
 
+/// A motion to write.
+struct Made {
+    name: String,
+    frames: Vec<Frame>,
+    /// Whether each frame was given.
+    kept: Vec<bool>,
+}
+
+fn usage(message: String) -> mamba_core::Error {
+    mamba_core::Error::Config(message)
+}
+
+/// Longest motion, in seconds.
+const LONGEST: f64 = 3600.0;
+/// Seconds that the animation shows.
+const SHOWN: f64 = 20.0;
+
+impl Args {
+    /// Frames of so many seconds.
+    fn frames(what: &str, seconds: f64) -> Result<usize, mamba_core::Error> {
+        match seconds > 0.0 && seconds <= LONGEST {
+            true => Ok((seconds * FPS).round() as usize),
+            false => Err(usage(format!("{what} is {seconds}, expected seconds above 0, at most {LONGEST}"))),
+        }
+    }
+
+    /// What the flags ask for, with names for files.
+    fn asked(&self, shared: &Shared) -> Result<Vec<(String, Asked)>> {
+        let mut asked = Vec::new();
+        let any = [String::new()];
+        let labels = if self.label.is_empty() && self.text.is_empty() { &any[..] } else { &self.label[..] };
+        for label in labels {
+            let labels = shared.labels(label).map_err(|e| usage(e.to_string()))?;
+            let name = match shared.name(&labels) {
+                open if open.is_empty() => "any".to_string(),
+                name => name.replace('/', "_"),
+            };
+            asked.push((name, Asked::Labels(labels)));
+        }
+        for text in &self.text {
+            asked.push((file_name(text), Self::sentence(shared, text)?));
+        }
+        Ok(asked)
+    }
+
+    fn sentence(shared: &Shared, text: &str) -> Result<Asked> {
+        if shared.text.is_none() {
+            return Err(usage(format!("--text {text:?}: the training knows labels only")))
+                .hint("--label chooses among them; train with --text-encoder for sentences");
+        }
+        if text.trim().is_empty() {
+            return Err(usage("--text is empty".into()).into());
+        }
+        Ok(Asked::Text(text.to_string()))
+    }
+
+    /// The pieces of a script.
+    fn script(shared: &Shared, script: &str) -> Result<Vec<Piece>> {
+        let piece = |part: &str| {
+            let (what, seconds) = part
+                .rsplit_once(':')
+                .ok_or_else(|| usage(format!("--script: {part:?} has no seconds, expected WHAT:SECONDS")))?;
+            let number: f64 = seconds
+                .trim()
+                .parse()
+                .map_err(|_| usage(format!("--script: {seconds:?} of {part:?} is no number of seconds")))?;
+            let frames = Self::frames(&format!("--script {part:?}"), number)?;
+            let asked = match &shared.text {
+                Some(_) => Self::sentence(shared, what.trim())?,
+                None => Asked::Labels(shared.labels(what.trim()).map_err(|e| usage(e.to_string()))?),
+            };
+            Ok(Piece::Make { asked, frames })
+        };
+        let parts: Vec<&str> = script.split(';').map(str::trim).filter(|part| !part.is_empty()).collect();
+        if parts.is_empty() {
+            return Err(usage("--script is empty, expected WHAT:SECONDS; WHAT:SECONDS; …".into()).into());
+        }
+        parts.into_iter().map(piece).collect()
+    }
+}
+
+/// Words as the name of a file.
+fn file_name(text: &str) -> String {
+    let words: String = text.chars().map(|c| if c.is_alphanumeric() { c } else { '_' }).collect();
+    let words: Vec<&str> = words.split('_').filter(|word| !word.is_empty()).take(8).collect();
+    if words.is_empty() { "text".into() } else { words.join("_") }
+}
+
+fn stem(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Which frames of `n` the seconds `FROM-TO,FROM-TO` are.
+fn kept_frames(ranges: &str, n: usize) -> Result<Vec<bool>, mamba_core::Error> {
+    let mut kept = vec![false; n];
+    for range in ranges.split(',') {
+        let ends: Option<Vec<f64>> = range.split('-').map(|end| end.trim().parse().ok()).collect();
+        let seconds = n as f64 / FPS;
+        match ends.as_deref() {
+            Some(&[from, to]) if from >= 0.0 && from < to && from < seconds => {
+                let (from, to) = ((from * FPS).round() as usize, ((to * FPS).round() as usize).min(n));
+                kept[from..to].fill(true);
+            }
+            _ => {
+                return Err(usage(format!(
+                    "--keep: {range:?} is no part of a motion of {seconds} s, expected FROM-TO in seconds"
+                )));
+            }
+        }
+    }
+    match kept.iter().all(|&kept| kept) {
+        true => Err(usage(format!("--keep {ranges} leaves nothing to make"))),
+        false => Ok(kept),
+    }
+}
+
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let device = args.common.start()?;
-    let usage = |message: String| mamba_core::Error::Config(message);
-    if !(args.length > 0.0 && args.length <= 3600.0) {
-        return Err(usage(format!("--length is {}, expected seconds above 0", args.length)).into());
-    }
     if !(args.scale > 0.0 && args.scale.is_finite()) {
         return Err(usage(format!("--scale is {}, expected more than 0", args.scale)).into());
     }
-    let generator = Generator::open(&args.checkpoint, &args.network, &device)
-        .hint("--checkpoint names the --out folder of a training")?;
-    let frames = (args.length * FPS).round() as usize;
+    let shared = Shared::read(&args.checkpoint).hint("--checkpoint names the --out folder of a training")?;
+    let frames = Args::frames("--length", args.length)?;
+    let has = |network: &str| args.checkpoint.join(network).is_dir();
+    let only_stream =
+        args.script.is_some() || args.go_on.is_some() || args.between.is_some() || args.fill.is_some();
+    let long = frames > shared.config.vae.max_frames && has(STREAM);
+    let network = match &args.network {
+        Some(name) if only_stream && name != STREAM => {
+            let message =
+                format!("--network {name} makes no motion from other motion or scripts, only {STREAM} does");
+            return Err(usage(message).into());
+        }
+        Some(name) if ![DENOISER, PEER, STREAM].contains(&name.as_str()) => {
+            return Err(usage(format!("--network {name}: expected {DENOISER}, {PEER} or {STREAM}")).into());
+        }
+        Some(name) => name.as_str(),
+        None if only_stream || long || !has(DENOISER) => STREAM,
+        None => DENOISER,
+    };
+    if !has(network) {
+        let message = format!("{} has no {network}", args.checkpoint.display());
+        return Err(usage(message)).hint(format!("train --parts {network} --resume adds it to the run"));
+    }
+    let made = match network {
+        STREAM => match by_stream(&args, frames, &device)? {
+            Some(made) => made,
+            None => return Ok(ExitCode::from(INTERRUPTED)),
+        },
+        _ => by_latents(&args, network, frames, &device)?,
+    };
+    write(&args, &made)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Motions from latents, at once.
+fn by_latents(args: &Args, network: &str, frames: usize, device: &Device) -> Result<Vec<Made>> {
+    let generator = Generator::open(&args.checkpoint, network, args.text_encoder.as_deref(), device)?;
     let most = generator.max_frames();
     if !(2..=most).contains(&frames) {
         let longest = most as f64 / FPS;
-        return Err(usage(format!(
-            "--length {} is {frames} frames, expected 2 to {most} ({longest} s)",
-            args.length
-        ))
-        .into());
+        let length = args.length;
+        let message = format!("--length {length} is {frames} frames, expected 2 to {most} ({longest} s)");
+        return Err(usage(message)).hint("a run with --parts stream makes motion of any length");
     }
     let (mut requests, mut names) = (Vec::new(), Vec::new());
-    for label in &args.label {
-        let labels = generator.shared().labels(label).map_err(|e| usage(e.to_string()))?;
-        let name = match generator.shared().name(&labels) {
-            open if open.is_empty() => "any".to_string(),
-            name => name.replace('/', "_"),
-        };
+    for (name, asked) in args.asked(generator.shared())? {
         for i in 0..args.count {
-            requests.push(Request { labels: labels.clone(), frames });
+            requests.push(Request { asked: asked.clone(), frames });
             names.push(format!("{name}_{i:02}"));
         }
     }
     let motions = generator.generate(&requests, &args.sampling.options())?;
+    let made = |(name, frames): (String, Vec<Frame>)| Made { name, kept: vec![false; frames.len()], frames };
+    Ok(names.into_iter().zip(motions).map(made).collect())
+}
+
+/// Motions chunk by chunk; none if interrupted.
+fn by_stream(args: &Args, frames: usize, device: &Device) -> Result<Option<Vec<Made>>> {
+    let generator = StreamGenerator::open(&args.checkpoint, args.text_encoder.as_deref(), device)?;
+    let shared = generator.shared();
+    let read = |path: &Path| frames_of_file(path, shared.config.source.skeleton.as_deref());
+    let mut jobs: Vec<(String, Vec<Piece>)> = Vec::new();
+    let mut original: Option<(Vec<Frame>, Vec<bool>)> = None;
+    let before = match &args.go_on {
+        Some(path) => vec![Piece::Keep(read(path)?)],
+        None => Vec::new(),
+    };
+    if let Some(script) = &args.script {
+        let pieces = before.into_iter().chain(Args::script(shared, script)?).collect();
+        jobs.push((args.go_on.as_deref().map_or("script".into(), stem), pieces));
+    } else if let Some(path) = &args.fill {
+        let clip = read(path)?;
+        let kept = kept_frames(args.keep.as_deref().unwrap_or_default(), clip.len())?;
+        for (name, asked) in args.asked(shared)? {
+            let mut pieces = Vec::new();
+            let mut start = 0;
+            for run in kept.chunk_by(|a, b| a == b) {
+                let part = &clip[start..start + run.len()];
+                start += run.len();
+                pieces.push(match run[0] {
+                    true => Piece::Keep(part.to_vec()),
+                    false => Piece::Make { asked: asked.clone(), frames: part.len() },
+                });
+            }
+            jobs.push((format!("{}_{name}", stem(path)), pieces));
+        }
+        original = Some((clip, kept));
+    } else {
+        for (name, asked) in args.asked(shared)? {
+            let mut pieces = before.clone();
+            let make = Piece::Make { asked, frames };
+            let name = match (&args.go_on, args.between.as_deref()) {
+                (Some(path), _) => format!("{}_{name}", stem(path)),
+                (None, Some([a, b])) => {
+                    pieces.push(Piece::Keep(read(a)?));
+                    pieces.extend([make.clone(), Piece::Keep(read(b)?)]);
+                    format!("{}_{}_{name}", stem(a), stem(b))
+                }
+                (None, _) => name,
+            };
+            if args.between.is_none() {
+                pieces.push(make);
+            }
+            jobs.push((name, pieces));
+        }
+    }
+
+    let stop = Stop::on_signals()?;
+    let total: usize = jobs.iter().flat_map(|(_, pieces)| pieces).map(Piece::len).sum();
+    let mut progress = args.common.progress(Some(total as u64), "frames");
+    let mut made = Vec::new();
+    for (name, pieces) in jobs {
+        let mut done = 0;
+        let mut seen = |n: usize| {
+            progress.inc((n - done) as u64);
+            done = n;
+            !stop.requested()
+        };
+        let options = args.sampling.options();
+        let Some(motions) = generator.generate(&pieces, args.count as usize, &options, &mut seen)? else {
+            progress.finish();
+            return Ok(None);
+        };
+        let kept: Vec<bool> =
+            pieces.iter().flat_map(|piece| vec![matches!(piece, Piece::Keep(_)); piece.len()]).collect();
+        for (i, mut frames) in motions.into_iter().enumerate() {
+            if let Some((clip, kept)) = &original {
+                land(&mut frames, clip, kept);
+            }
+            made.push(Made { name: format!("{name}_{i:02}"), frames, kept: kept.clone() });
+        }
+    }
+    progress.finish();
+    Ok(Some(made))
+}
+
+/// Writes the files of all motions, page and pictures.
+fn write(args: &Args, made: &[Made]) -> Result<()> {
     std::fs::create_dir_all(&args.out)?;
     let mut shown: Vec<(String, Vec<Pose>)> = Vec::new();
-    for (name, motion) in names.iter().zip(&motions) {
-        let poses = write_motion(&args.out, name, motion, args.scale)?;
+    for made in made {
+        let poses = write_motion(args, made)?;
         if args.common.format == Format::Json {
-            let file = args.out.join(format!("{name}.bvh"));
-            println!("{}", serde_json::json!({ "name": name, "frames": poses.len(), "bvh": file }));
+            let file = args.out.join(format!("{}.bvh", made.name));
+            let kept = made.kept.iter().filter(|&&kept| kept).count();
+            println!(
+                "{}",
+                serde_json::json!({ "name": made.name, "frames": poses.len(), "kept": kept, "bvh": file })
+            );
         }
-        shown.push((name.clone(), poses));
+        shown.push((made.name.clone(), poses));
     }
     for path in &args.compare {
-        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        shown.push((name, poses_of_bvh(path, None)?));
+        shown.push((stem(path), poses_of_bvh(path, None)?));
     }
-    let shown: Vec<Named<'_>> = shown.iter().map(|(name, poses)| Named { name, poses }).collect();
-    viewer::write(&args.out.join("view.html"), &shown)?;
-    picture::contact_sheet(&args.out.join("sheet.png"), &shown, 10)?;
-    picture::animation(&args.out.join("motion.gif"), &shown[..shown.len().min(6)])?;
+    let named: Vec<Named<'_>> = shown.iter().map(|(name, poses)| Named { name, poses }).collect();
+    viewer::write(&args.out.join("view.html"), &named)?;
+    picture::contact_sheet(&args.out.join("sheet.png"), &named, 10)?;
+    let beginning = |(name, poses): &'_ (String, Vec<Pose>)| -> (String, Vec<Pose>) {
+        (name.clone(), poses[..poses.len().min((SHOWN * FPS) as usize)].to_vec())
+    };
+    let beginnings: Vec<(String, Vec<Pose>)> = shown.iter().take(6).map(beginning).collect();
+    let named: Vec<Named<'_>> = beginnings.iter().map(|(name, poses)| Named { name, poses }).collect();
+    picture::animation(&args.out.join("motion.gif"), &named)?;
     if args.common.format == Format::Human && !args.common.quiet {
         let out = args.out.display();
-        eprintln!("{} motions of {} s in {out}; open {out}/view.html", motions.len(), args.length);
+        let seconds = made.first().map_or(0.0, |made| made.frames.len() as f64 / FPS);
+        eprintln!("{} motions of {seconds} s in {out}; open {out}/view.html", made.len());
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// Writes `NAME.bvh`, `NAME.npy` (joints) and `NAME_features.npy`; returns the poses of the rig.
-fn write_motion(out: &Path, name: &str, motion: &[Frame], scale: f64) -> Result<Vec<Pose>> {
-    let poses = rig::rigid(&features::to_poses(motion));
-    rig::to_bvh(&poses, FPS, scale).write(out.join(format!("{name}.bvh")))?;
+fn write_motion(args: &Args, Made { name, frames, kept }: &Made) -> Result<Vec<Pose>> {
+    let mut poses = rig::rigid(&features::to_poses(frames));
+    if !args.no_cleanup {
+        poses = cleanup::still_feet(&poses, frames, kept);
+    }
+    let out = &args.out;
+    rig::to_bvh(&poses, FPS, args.scale).write(out.join(format!("{name}.bvh")))?;
     let joints = Array { shape: vec![poses.len(), N_JOINTS, 3], values: values_of(&poses) };
     npy::write(out.join(format!("{name}.npy")), &joints)?;
-    let values = motion.iter().flatten().map(|&x| x as f32).collect();
-    let array = Array { shape: vec![motion.len(), features::N_FEATURES], values };
+    let values = frames.iter().flatten().map(|&x| x as f32).collect();
+    let array = Array { shape: vec![frames.len(), features::N_FEATURES], values };
     npy::write(out.join(format!("{name}_features.npy")), &array)?;
     Ok(poses)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_of_seconds_are_frames() {
+        let kept = kept_frames("0-1, 3-4.5", 100).unwrap();
+        let count = |range: std::ops::Range<usize>| kept[range].iter().filter(|&&kept| kept).count();
+        assert_eq!((count(0..20), count(20..60), count(60..90), count(90..100)), (20, 0, 30, 0));
+        for (ranges, message) in [
+            ("3-2", "\"3-2\" is no part of a motion of 5 s, expected FROM-TO in seconds"),
+            ("7-8", "is no part"),
+            ("1", "is no part"),
+            ("0-5", "leaves nothing to make"),
+        ] {
+            let error = kept_frames(ranges, 100).unwrap_err().to_string();
+            assert!(error.contains(message), "{ranges}: {error}");
+        }
+    }
+
+    #[test]
+    fn sentences_become_names_of_files() {
+        assert_eq!(file_name("A man walks, then/stops."), "A_man_walks_then_stops");
+        assert_eq!(file_name("../.."), "text");
+    }
 }

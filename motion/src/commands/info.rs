@@ -4,7 +4,7 @@ use anyhow::Result;
 use mamba_core::cli::{CommonArgs, Format, HintExt};
 use mamba_core::run_folder::{Record, RunFolder, RunInfo};
 use mamba_core::{checkpoint, progress::short};
-use mamba_motion::run::{DENOISER, EVALUATOR, PEER, Shared, VAE};
+use mamba_motion::run::{DENOISER, EVALUATOR, GROUNDING, PEER, STREAM, Shared, VAE};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -25,7 +25,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     args.common.start()?;
     let shared = Shared::read(&args.checkpoint).hint("name the --out folder of a training")?;
-    let parts = [EVALUATOR, VAE, DENOISER, PEER]
+    let parts = [EVALUATOR, VAE, DENOISER, PEER, STREAM, GROUNDING]
         .into_iter()
         .filter(|name| args.checkpoint.join(name).join(checkpoint::WEIGHTS).exists())
         .map(|name| Ok((name, part(&args.checkpoint.join(name))?)));
@@ -33,13 +33,20 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     if args.common.format == Format::Json {
         let parts: serde_json::Map<_, _> =
             parts.into_iter().map(|(name, part)| (name.to_string(), part)).collect();
-        println!("{}", json!({ "labels": shared.groups, "data": shared.data, "parts": parts }));
+        println!(
+            "{}",
+            json!({ "labels": shared.groups, "text_encoder": shared.text.map(|text| text.folder),
+            "data": shared.data, "parts": parts })
+        );
         return Ok(ExitCode::SUCCESS);
     }
     println!("{:<12} {}", "run", args.checkpoint.display());
     println!("{:<12} sha256 {}", "clips", shared.data);
     for group in &shared.groups {
         println!("{:<12} {}", group.name, group.values.join(", "));
+    }
+    if let Some(text) = &shared.text {
+        println!("{:<12} told by {}", "sentences", text.folder.display());
     }
     for (name, part) in &parts {
         let count = part["parameters"].as_u64().unwrap_or(0);

@@ -2,5 +2,6 @@
 
 pub(crate) mod eval;
 pub(crate) mod generate;
+pub(crate) mod ground;
 pub(crate) mod info;
 pub(crate) mod train;

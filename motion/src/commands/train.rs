@@ -1,4 +1,4 @@
-//! `train`: evaluator, VAE and denoiser, one after the other.
+//! `train`: the parts of a run, one after the other.
 
 use anyhow::Result;
 use candle_core::Device;
@@ -7,13 +7,19 @@ use mamba_core::cli::{CommonArgs, HintExt, INTERRUPTED, SettingsArgs};
 use mamba_core::run_folder::{RunFolder, RunInfo};
 use mamba_core::train::{self, Console, Outcome, Stop, Task, TrainConfig};
 use mamba_datasets::registry::resolve_all;
+use mamba_motion::conditions::{ClipConditions, TextSource, sentences};
 use mamba_motion::config::MotionConfig;
 use mamba_motion::dataset::{Clip, MotionData, Role, SourceConfig, Standard};
-use mamba_motion::models::{ConditionConfig, DenoiserConfig, EvaluatorConfig, MotionVae};
-use mamba_motion::run::{DENOISER, EVALUATOR, PEER, Shared, VAE, open_model};
+use mamba_motion::models::{
+    DenoiserConfig, EvaluatorConfig, GrounderConfig, MotionVae, StreamDenoiserConfig,
+};
+use mamba_motion::run::{DENOISER, EVALUATOR, GROUNDING, PEER, STREAM, Shared, VAE, open_model};
+use mamba_motion::tasks::grounding::{GroundingTask, StoredGrounder};
+use mamba_motion::tasks::stream::{StoredStream, StreamTask};
 use mamba_motion::tasks::{
     DenoiserTask, EvaluatorTask, Labelled, LatentSet, StoredDenoiser, TrainingSet, VaeTask,
 };
+use mamba_motion::text::TextEncoder;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -23,7 +29,10 @@ use std::process::ExitCode;
     mamba-motion train --out runs/first\n  \
     mamba-motion train bandai-namco --out runs/bandai    (a set of `mamba-motion datasets list`)\n  \
     mamba-motion train clips/ --out runs/clips --preset small --minutes 60\n  \
-    mamba-motion train clips/ --out runs/clips --preset small --minutes 60 --resume")]
+    mamba-motion train clips/ --out runs/clips --preset small --minutes 60 --resume\n  \
+    mamba-motion train clips/ --out runs/long --parts stream,grounding    (long motion, without the VAE)\n  \
+    mamba-motion train clips/ --out runs/text --text-encoder all-MiniLM-L6-v2/    (conditions are sentences)\n  \
+    mamba-motion train --out runs/mamba2 --set denoiser.ssm_cfg.type=mamba2 --set denoiser.ssm_cfg.headdim=8")]
 pub(crate) struct Args {
     /// BVH files, DeepMimic clips, folders of them, or folders in the layout of HumanML3D or sets of
     /// `mamba-motion datasets list` [default: the bundled clips]
@@ -42,11 +51,23 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME")]
     preset: Option<String>,
 
-    /// Also train a transformer denoiser of as many parameters, to compare with
-    #[arg(long)]
-    peer: bool,
+    /// What to train. evaluator: the space that figures are measured in; vae and denoiser: motion of a few seconds from a
+    /// latent; peer: a transformer denoiser of as many parameters, to compare with; stream: motion of any length, continued
+    /// and filled in; grounding: finds in a motion what a text or a label says
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_enum,
+        value_delimiter = ',',
+        default_value = "evaluator,vae,denoiser"
+    )]
+    parts: Vec<Part>,
 
-    /// Stop after so many minutes in all; the three trainings share them
+    /// Folder of a frozen text encoder (a sentence-transformers BERT or a CLIP): models are told sentences instead of labels
+    #[arg(long, value_name = "DIR")]
+    text_encoder: Option<PathBuf>,
+
+    /// Stop after so many minutes in all; the parts share them
     #[arg(long, value_name = "M")]
     minutes: Option<f64>,
 
@@ -57,7 +78,38 @@ pub(crate) struct Args {
     common: CommonArgs,
 }
 
+/// What can be trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    Evaluator,
+    Vae,
+    Denoiser,
+    Peer,
+    Stream,
+    Grounding,
+}
+
+impl Part {
+    const ALL: [Self; 6] =
+        [Self::Evaluator, Self::Vae, Self::Denoiser, Self::Peer, Self::Stream, Self::Grounding];
+
+    /// How much time it takes beside the others.
+    fn weight(self) -> f64 {
+        match self {
+            Self::Evaluator => 0.05,
+            Self::Vae => 0.6,
+            Self::Denoiser | Self::Peer => 0.35,
+            Self::Stream => 0.6,
+            Self::Grounding => 0.3,
+        }
+    }
+}
+
 impl Args {
+    fn wants(&self, part: Part) -> bool {
+        self.parts.contains(&part)
+    }
+
     fn resolve(&self) -> Result<MotionConfig> {
         let preset = self.preset.as_deref().unwrap_or(if self.data.is_empty() { "tiny" } else { "small" });
         let known = || {
@@ -68,15 +120,18 @@ impl Args {
         };
         let preset = MotionConfig::preset(preset).ok_or_else(known)?;
         let mut cfg = self.settings.resolve(&preset)?;
-        let denoisers = if self.peer { 2.0 } else { 1.0 };
-        let shares = [
-            (&mut cfg.train_evaluator, 0.05),
-            (&mut cfg.train_vae, 0.6),
-            (&mut cfg.train_denoiser, 0.35 / denoisers),
+        let total: f64 = Part::ALL.into_iter().filter(|part| self.wants(*part)).map(Part::weight).sum();
+        let trains = [
+            (&mut cfg.train_evaluator, Part::Evaluator),
+            (&mut cfg.train_vae, Part::Vae),
+            (&mut cfg.train_denoiser, Part::Denoiser),
+            (&mut cfg.train_stream, Part::Stream),
+            (&mut cfg.train_grounding, Part::Grounding),
         ];
-        for (train, share) in shares {
+        for (train, part) in trains {
             train.seed = self.settings.seed.unwrap_or(train.seed);
-            train.max_minutes = self.minutes.map(|minutes| share * minutes).or(train.max_minutes);
+            train.max_minutes =
+                self.minutes.map(|minutes| part.weight() / total * minutes).or(train.max_minutes);
         }
         cfg.validate()?;
         Ok(cfg)
@@ -145,43 +200,77 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         RunFolder::create(&args.out).hint("--resume goes on with it")?;
     }
     let mut console = Console::new(args.common.format, args.common.quiet);
+    let encoder = match &args.text_encoder {
+        Some(folder) => {
+            let encoder = TextEncoder::open(folder, &device).hint(
+                "--text-encoder names a folder with config.json, model.safetensors and tokenizer.json",
+            )?;
+            Some((TextSource::of(folder, &encoder)?, encoder))
+        }
+        None => None,
+    };
     let data = load(&resolve_all(&args.data)?, &cfg.source)?;
-    let shared = shared(&data, &cfg);
+    if data.groups.is_empty() && encoder.is_none() {
+        let message = "the clips have no labels that models could be told".to_string();
+        return Err(mamba_core::Error::Config(message)).hint(
+            "--text-encoder DIR tells them captions; --set source.names=… reads labels from file names",
+        );
+    }
+    let (source, encoder) = encoder.unzip();
+    let shared = shared(&data, &cfg, source);
     if let Ok(saved) = Shared::read(&args.out)
-        && saved.data != shared.data
+        && (saved.data != shared.data
+            || saved.text.map(|text| text.probe) != shared.text.clone().map(|text| text.probe))
     {
-        let message = "was trained on other clips".into();
+        let message = "was trained on other clips, or with another text encoder".into();
         return Err(mamba_core::Error::RunFolder { path: args.out.clone(), message }.into());
     }
     std::fs::create_dir_all(&args.out)?;
     shared.write(&args.out)?;
-    describe(&data, &mut console);
+    describe(&data, encoder.is_some(), &mut console);
     let mut stages = Stages { args: &args, cfg: &cfg, device, console, stop: Stop::on_signals()? };
-    match train_stages(&mut stages, &data, &shared)? {
+    match train_stages(&mut stages, &data, &shared, encoder.as_ref())? {
         false => Ok(ExitCode::from(INTERRUPTED)),
         true => {
-            let out = args.out.display();
-            stages.console.note(&format!(
-                "run in {out}\nnext: mamba-motion eval {}--checkpoint {out}\n      mamba-motion generate --checkpoint {out} --label {} --out motion",
-                args.data.iter().map(|path| format!("{} ", path.display())).collect::<String>(),
-                shared.groups.first().map_or("LABEL", |group| group.values[0].as_str()),
-            ));
+            stages.console.note(&next_steps(&args, &shared));
             Ok(ExitCode::SUCCESS)
         }
     }
 }
 
+/// What can be done with a finished run.
+fn next_steps(args: &Args, shared: &Shared) -> String {
+    let out = args.out.display();
+    let data: String = args.data.iter().map(|path| format!("{} ", path.display())).collect();
+    let asked = match (&shared.text, shared.groups.first()) {
+        (Some(_), _) => "--text \"a person walks\"".to_string(),
+        (None, group) => format!("--label {}", group.map_or("LABEL", |group| group.values[0].as_str())),
+    };
+    let mut steps = Vec::new();
+    if args.wants(Part::Evaluator) || args.wants(Part::Grounding) {
+        steps.push(format!("mamba-motion eval {data}--checkpoint {out}"));
+    }
+    if args.wants(Part::Denoiser) || args.wants(Part::Stream) {
+        steps.push(format!("mamba-motion generate --checkpoint {out} {asked} --out motion"));
+    }
+    if args.wants(Part::Grounding) {
+        steps.push(format!("mamba-motion ground FILE.bvh --checkpoint {out} {asked}"));
+    }
+    format!("run in {out}\nnext: {}", steps.join("\n      "))
+}
+
 /// Standardisation and labels of the clips that are trained on.
-fn shared(data: &MotionData, cfg: &MotionConfig) -> Shared {
+fn shared(data: &MotionData, cfg: &MotionConfig, text: Option<TextSource>) -> Shared {
     Shared {
         config: cfg.clone(),
         groups: data.groups.clone(),
+        text,
         standard: Standard::of(&data.of_role(Role::Train)),
         data: data.fingerprint(),
     }
 }
 
-fn describe(data: &MotionData, console: &mut Console) {
+fn describe(data: &MotionData, texts: bool, console: &mut Console) {
     for skipped in &data.skipped {
         console.note(&format!("passed over {skipped}"));
     }
@@ -194,10 +283,24 @@ fn describe(data: &MotionData, console: &mut Console) {
     for group in &data.groups {
         console.note(&format!("{}: {}", group.name, group.values.join(", ")));
     }
+    if texts {
+        let texts: std::collections::BTreeSet<String> =
+            data.clips.iter().flat_map(|clip| sentences(clip, &data.groups)).collect();
+        console.note(&format!(
+            "{} sentences, such as {:?}",
+            texts.len(),
+            texts.first().map_or("", String::as_str)
+        ));
+    }
 }
 
-/// Evaluator, VAE, denoiser, and the peer if asked for; false if interrupted.
-fn train_stages(stages: &mut Stages<'_>, data: &MotionData, shared: &Shared) -> Result<bool> {
+/// The parts that are asked for; false if interrupted.
+fn train_stages(
+    stages: &mut Stages<'_>,
+    data: &MotionData,
+    shared: &Shared,
+    encoder: Option<&TextEncoder>,
+) -> Result<bool> {
     let cfg = stages.cfg;
     let (train, valid) = (data.of_role(Role::Train), data.of_role(Role::Valid));
     let set = TrainingSet {
@@ -207,8 +310,9 @@ fn train_stages(stages: &mut Stages<'_>, data: &MotionData, shared: &Shared) -> 
         crop: cfg.crop,
         fingerprint: shared.data.clone(),
     };
+    let wants = |part: Part, name: &str, stages: &Stages<'_>| stages.args.wants(part) && !stages.done(name);
     let labelled = |clips: &[&'_ Clip]| clips.iter().all(|clip| clip.labels.iter().all(Option::is_some));
-    if !data.groups.is_empty() && labelled(&train) && !stages.done(EVALUATOR) {
+    if !data.groups.is_empty() && labelled(&train) && wants(Part::Evaluator, EVALUATOR, stages) {
         let evaluator = evaluator_config(data, cfg);
         let params = stages.fresh(&cfg.train_evaluator);
         let mut task = EvaluatorTask::new(evaluator, &cfg.train_evaluator, set.clone(), params)?;
@@ -216,29 +320,30 @@ fn train_stages(stages: &mut Stages<'_>, data: &MotionData, shared: &Shared) -> 
             return Ok(false);
         }
     }
-    if !stages.done(VAE) {
+    if wants(Part::Vae, VAE, stages) {
         let params = stages.fresh(&cfg.train_vae);
         let mut task = VaeTask::new(&cfg.vae, &cfg.train_vae, set.clone(), params)?;
         if !stages.run(VAE, &mut task, &cfg.train_vae)? {
             return Ok(false);
         }
     }
+    let conditions = ClipConditions::new(&train, &data.groups, encoder)?;
+    let valid_conditions = ClipConditions::new(&valid, &data.groups, encoder)?;
+    let both = || [conditions.clone(), valid_conditions.clone()];
     let model = DenoiserConfig {
         latent_tokens: cfg.vae.latent_tokens,
         latent_dim: cfg.vae.latent_dim,
-        condition: ConditionConfig::Labels {
-            sizes: data.groups.iter().map(|group| group.values.len()).collect(),
-        },
+        condition: conditions.config(),
         network: cfg.denoiser.clone(),
     };
-    let peer = model.transformer_peer(cfg.peer_layers)?;
-    for (name, model) in [(DENOISER, &model), (PEER, &peer)] {
-        let wanted = name == DENOISER || stages.args.peer;
-        if !wanted || stages.done(name) {
+    for (part, name) in [(Part::Denoiser, DENOISER), (Part::Peer, PEER)] {
+        if !wants(part, name, stages) {
             continue;
         }
-        let (_, vae) = open_model(&stages.args.out.join(VAE), &stages.device, MotionVae::new)?;
-        let encode = |clips: &[&Clip], stages: &Stages<'_>| {
+        let model = if part == Part::Peer { model.transformer_peer(cfg.peer_layers)? } else { model.clone() };
+        let (_, vae) = open_model(&stages.args.out.join(VAE), &stages.device, MotionVae::new)
+            .hint("denoiser and peer need the vae: --parts vae,denoiser")?;
+        let encode = |clips: &[&Clip], conditions: &ClipConditions| -> Result<Option<Labelled>> {
             let total = (clips.len() * cfg.latent.parts_per_clip) as u64;
             let mut progress = stages.args.common.progress(Some(total), "motions");
             let (mut done, seed) = (0, cfg.train_denoiser.seed);
@@ -247,23 +352,51 @@ fn train_stages(stages: &mut Stages<'_>, data: &MotionData, shared: &Shared) -> 
                     progress.inc((n - done) as u64);
                     done = n;
                     !stages.stop.requested()
-                });
+                })?;
             progress.finish();
-            latents
+            Ok(latents.map(|latents| Labelled { latents, conditions: conditions.clone() }))
         };
-        let Some(latents) = encode(&train, stages)? else { return Ok(false) };
-        let valid_latents = if valid.is_empty() { None } else { encode(&valid, stages)? };
-        let stored = StoredDenoiser {
-            model: model.clone(),
-            training: cfg.latent.clone(),
-            latent_scale: latents.scale()?,
+        let Some(latents) = encode(&train, &conditions)? else { return Ok(false) };
+        let valid = match valid.is_empty() {
+            true => None,
+            false => encode(&valid, &valid_conditions)?,
         };
-        let valid = valid_latents.map(|latents| Labelled { latents, clips: &valid });
+        let stored =
+            StoredDenoiser { model, training: cfg.latent.clone(), latent_scale: latents.latents.scale()? };
         let params = stages.fresh(&cfg.train_denoiser);
-        let labelled = Labelled { latents, clips: &train };
         let mut task =
-            DenoiserTask::new(stored, &cfg.train_denoiser, labelled, valid, shared.data.clone(), params)?;
+            DenoiserTask::new(stored, &cfg.train_denoiser, latents, valid, shared.data.clone(), params)?;
         if !stages.run(name, &mut task, &cfg.train_denoiser)? {
+            return Ok(false);
+        }
+    }
+    if wants(Part::Stream, STREAM, stages) {
+        let settings = &cfg.stream;
+        let model = StreamDenoiserConfig {
+            d_model: settings.d_model,
+            n_layer: settings.n_layer,
+            ssm_cfg: settings.ssm_cfg.clone(),
+            condition: conditions.config(),
+        };
+        let stored = StoredStream { model, training: settings.training.clone() };
+        let params = stages.fresh(&cfg.train_stream);
+        let mut task = StreamTask::new(stored, &cfg.train_stream, set.clone(), both(), params)?;
+        if !stages.run(STREAM, &mut task, &cfg.train_stream)? {
+            return Ok(false);
+        }
+    }
+    if wants(Part::Grounding, GROUNDING, stages) {
+        let settings = &cfg.grounding;
+        let model = GrounderConfig {
+            d_model: settings.d_model,
+            n_layer: settings.n_layer,
+            ssm_cfg: settings.ssm_cfg.clone(),
+            condition: conditions.config(),
+        };
+        let stored = StoredGrounder { model, training: settings.training.clone() };
+        let params = stages.fresh(&cfg.train_grounding);
+        let mut task = GroundingTask::new(stored, &cfg.train_grounding, set.clone(), both(), params)?;
+        if !stages.run(GROUNDING, &mut task, &cfg.train_grounding)? {
             return Ok(false);
         }
     }
@@ -276,12 +409,13 @@ fn evaluator_config(data: &MotionData, cfg: &MotionConfig) -> EvaluatorConfig {
         data.clips.iter().filter_map(|clip| clip.labels.iter().copied().collect()).collect();
     combinations.sort();
     combinations.dedup();
-    let settings = cfg.evaluator;
+    let settings = &cfg.evaluator;
     EvaluatorConfig {
         d_model: settings.d_model,
         n_layer: settings.n_layer,
         dim: settings.dim,
         window: settings.window,
+        ssm_cfg: settings.ssm_cfg.clone(),
         sizes: data.groups.iter().map(|group| group.values.len()).collect(),
         combinations,
     }

@@ -12,7 +12,7 @@ use crate::features::N_FEATURES;
 use candle_core::{Module, Result, Tensor};
 use mamba_core::bidirectional::{BiMamba, Combine, Orientation};
 use mamba_core::nn::{Embedding, Linear, Norm, NormKind, cross_entropy};
-use mamba_core::{Error, Init, Mamba1Config, ParamBuilder};
+use mamba_core::{Error, Init, MixerConfig, ParamBuilder};
 use mamba_kernels::Segments;
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +28,9 @@ pub struct EvaluatorConfig {
     pub dim: usize,
     /// Frames of a motion.
     pub window: usize,
+    /// The mixers.
+    #[serde(default)]
+    pub ssm_cfg: MixerConfig,
     /// Values of each group of labels.
     pub sizes: Vec<usize>,
     /// All combinations of labels that the clips have.
@@ -69,8 +72,7 @@ impl Evaluator {
         let norm = |pb: ParamBuilder| Norm::new(NormKind::Rms, d, 1e-5, &pb);
         let block = |i: usize| {
             let pb = pb.pp("blocks").pp(i);
-            let mixer =
-                BiMamba::new(d, Mamba1Config::default(), (true, true), Combine::Add, cfg.n_layer, &pb)?;
+            let mixer = BiMamba::new(d, &cfg.ssm_cfg, (true, true), Combine::Add, cfg.n_layer, &pb)?;
             Ok((norm(pb.pp("norm"))?, mixer))
         };
         let table = |(i, &size): (usize, &usize)| {

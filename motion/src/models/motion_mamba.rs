@@ -14,13 +14,15 @@
 //!
 //! The authors published no code. Decided here: the gate's bias starts at one and its weights small, so that depth does
 //! not extinguish the signal; the length of the motion joins the step's token; a norm and a linear map end the network.
-//! The K scans of a level run as one scan with K groups, and every A and D of them is trained.
+//! Every A and D is trained. The K scans of Mamba-1 run as one scan with K groups. With Mamba-2 or 3 (`ssm_cfg.type`), whose
+//! input projection also gives B, C and the step sizes, that projection is what the K scans share.
 
 use super::attention::{Attention, projection};
 use candle_core::{Module, Result, Tensor};
 use mamba_core::bidirectional::{BiMamba, Combine, Orientation};
+use mamba_core::mixer::{AnySsm, Pass, Projections, Ssm};
 use mamba_core::nn::{Linear, Norm, NormKind};
-use mamba_core::{Error, Init, Mamba1Config, ParamBuilder};
+use mamba_core::{Error, Init, Mamba1Config, MixerConfig, ParamBuilder};
 use mamba_kernels::{CausalConv1d, SelectiveScan};
 use serde::{Deserialize, Serialize};
 
@@ -45,15 +47,15 @@ pub struct MotionMambaConfig {
     pub n_level: usize,
     /// Heads of the mixer.
     pub n_head: usize,
-    /// Mixers of both kinds.
-    pub ssm_cfg: Mamba1Config,
+    /// Mixers of both kinds. Of Mamba-2 and 3 `headdim` must divide the widths of both.
+    pub ssm_cfg: MixerConfig,
     /// How the parallel scans are joined.
     pub join: Join,
 }
 
 impl Default for MotionMambaConfig {
     fn default() -> Self {
-        Self { n_level: 11, n_head: 4, ssm_cfg: Mamba1Config::default(), join: Join::Linear }
+        Self { n_level: 11, n_head: 4, ssm_cfg: MixerConfig::default(), join: Join::Linear }
     }
 }
 
@@ -63,9 +65,26 @@ impl MotionMambaConfig {
         (1..=self.n_level).rev().map(|level| 2 * level - 1).collect()
     }
 
-    /// Refuses sizes that make no model.
+    /// Refuses sizes that make no model of width `d` for `latent_tokens` tokens.
+    pub fn validate_for(&self, latent_tokens: usize, d: usize) -> mamba_core::Result<()> {
+        self.validate()?;
+        for (scans, width) in [("temporal", d), ("spatial", latent_tokens + 2)] {
+            let named = |e| Error::Config(format!("denoiser.ssm_cfg, {scans} scans of width {width}: {e}"));
+            self.ssm_cfg.validate_for(width).map_err(named)?;
+        }
+        Ok(())
+    }
+
+    /// Refuses sizes that make no model, whatever its width.
     pub fn validate(&self) -> mamba_core::Result<()> {
         self.ssm_cfg.validate()?;
+        if let MixerConfig::Mamba1(ssm) = &self.ssm_cfg
+            && (!ssm.conv_bias || ssm.forget_gate || ssm.suppress_below.is_some())
+        {
+            let message =
+                "denoiser.ssm_cfg: parallel scans have conv_bias, no forget_gate and no suppress_below";
+            return Err(Error::Config(message.into()));
+        }
         if !(1..=64).contains(&self.n_level) {
             return Err(Error::Config(format!("denoiser.n_level is {}, expected 1 to 64", self.n_level)));
         }
@@ -78,6 +97,73 @@ impl MotionMambaConfig {
 struct HierarchicalTemporal {
     norm: Norm,
     in_proj: Linear,
+    scans: Scans,
+    join: Option<Linear>,
+    out_proj: Linear,
+    n_scans: usize,
+}
+
+/// What lies between the projections of a level.
+#[derive(Clone, Debug)]
+enum Scans {
+    /// Of Mamba-1: one scan with K groups.
+    Grouped(Box<GroupedScans>),
+    /// Of other mixers: one after the other.
+    Each(Vec<AnySsm>),
+}
+
+impl HierarchicalTemporal {
+    fn new(d_model: usize, n_scans: usize, cfg: &MotionMambaConfig, pb: &ParamBuilder) -> Result<Self> {
+        let Projections { d_in_proj, d_inner, bias } =
+            AnySsm::projections(d_model, &cfg.ssm_cfg).map_err(candle_core::Error::from)?;
+        let scans = match &cfg.ssm_cfg {
+            MixerConfig::Mamba1(ssm) => {
+                Scans::Grouped(Box::new(GroupedScans::new(d_model, n_scans, ssm, pb)?))
+            }
+            other => {
+                let scan = |k| AnySsm::create(d_model, other, &pb.pp("scans").pp(k));
+                Scans::Each((0..n_scans).map(scan).collect::<Result<_>>()?)
+            }
+        };
+        let join = match cfg.join {
+            Join::Linear => Some(Linear::new(n_scans * d_inner, d_inner, false, &pb.pp("join"))?),
+            Join::Mean => None,
+        };
+        Ok(Self {
+            norm: Norm::new(NormKind::Rms, d_model, EPS, &pb.pp("norm"))?,
+            in_proj: Linear::new(d_model, d_in_proj, bias, &pb.pp("in_proj"))?,
+            scans,
+            join,
+            out_proj: Linear::new(d_inner, d_model, bias, &pb.pp("out_proj"))?,
+            n_scans,
+        })
+    }
+
+    /// `(B, L, d)` → `(B, L, d)`.
+    fn forward(&self, input: &Tensor) -> Result<Tensor> {
+        let x = self.norm.forward(input)?;
+        let y = match &self.scans {
+            Scans::Grouped(scans) => scans.forward(&self.in_proj, &x)?,
+            Scans::Each(scans) => {
+                let projected = scans[0].project(&self.in_proj, &x)?;
+                let outputs = scans.iter().map(|scan| scan.mix(&projected, Pass::default()));
+                Tensor::cat(&outputs.collect::<Result<Vec<_>>>()?, 2)?
+            }
+        }; // (B, L, K·e)
+        let y = match &self.join {
+            Some(join) => join.forward(&y)?,
+            None => {
+                let (b, l, wide) = y.dims3()?;
+                y.reshape((b, l, self.n_scans, wide / self.n_scans))?.mean(2)?
+            }
+        }; // (B, L, e)
+        input + self.out_proj.forward(&y)?
+    }
+}
+
+/// K Mamba-1 scans that also share `x_proj`.
+#[derive(Clone, Debug)]
+struct GroupedScans {
     conv_weight: Tensor,
     conv_bias: Tensor,
     x_proj: Linear,
@@ -85,26 +171,17 @@ struct HierarchicalTemporal {
     dt_bias: Tensor,
     a_log: Tensor,
     d: Tensor,
-    join: Option<Linear>,
-    out_proj: Linear,
     scans: usize,
     d_inner: usize,
 }
 
-impl HierarchicalTemporal {
-    fn new(d_model: usize, scans: usize, cfg: &MotionMambaConfig, pb: &ParamBuilder) -> Result<Self> {
-        let ssm = &cfg.ssm_cfg;
+impl GroupedScans {
+    fn new(d_model: usize, scans: usize, ssm: &Mamba1Config, pb: &ParamBuilder) -> Result<Self> {
         let (d_inner, n, k) = (ssm.d_inner(d_model), ssm.d_state, ssm.d_conv);
         let (rank, wide) = (ssm.dt_rank.resolve(d_model), scans * d_inner);
         let bound = (rank as f64).powf(-0.5) * ssm.dt_scale;
         let dt_bias = Init::DtBias { min: ssm.dt_min, max: ssm.dt_max, floor: ssm.dt_init_floor };
-        let join = match cfg.join {
-            Join::Linear => Some(Linear::new(wide, d_inner, false, &pb.pp("join"))?),
-            Join::Mean => None,
-        };
         Ok(Self {
-            norm: Norm::new(NormKind::Rms, d_model, EPS, &pb.pp("norm"))?,
-            in_proj: Linear::new(d_model, 2 * d_inner, false, &pb.pp("in_proj"))?,
             conv_weight: pb.pp("conv1d").get((wide, k), "weight", Init::linear(k))?,
             conv_bias: pb.pp("conv1d").get_no_decay(wide, "bias", Init::linear(k))?,
             x_proj: Linear::new(d_inner, rank + 2 * n, false, &pb.pp("x_proj"))?,
@@ -116,19 +193,17 @@ impl HierarchicalTemporal {
             dt_bias: pb.pp("dt_proj").get_no_decay(wide, "bias", dt_bias)?,
             a_log: pb.get_no_decay((wide, n), "A_log", Init::S4dReal)?,
             d: pb.get_no_decay(wide, "D", Init::Ones)?,
-            join,
-            out_proj: Linear::new(d_inner, d_model, false, &pb.pp("out_proj"))?,
             scans,
             d_inner,
         })
     }
 
-    /// `(B, L, d)` → `(B, L, d)`.
-    fn forward(&self, input: &Tensor) -> Result<Tensor> {
+    /// `(B, L, d)` → `(B, L, K·e)`.
+    fn forward(&self, in_proj: &Linear, input: &Tensor) -> Result<Tensor> {
         let (b, l, _) = input.dims3()?;
         let (k, e, n) = (self.scans, self.d_inner, self.a_log.dim(1)?);
         let rank = self.dt_weight.dim(2)?;
-        let [x, z] = self.in_proj.split(&self.norm.forward(input)?, [e, e])?; // (B, L, e)
+        let [x, z] = in_proj.split(input, [e, e])?; // (B, L, e)
         let every_scan = |x: &Tensor| x.unsqueeze(2)?.broadcast_as((b, l, k, e))?.reshape((b, l, k * e));
         let (x, z) = (every_scan(&x)?.contiguous()?, every_scan(&z)?.contiguous()?); // (B, L, K·e)
         let x = CausalConv1d::new(&x, &self.conv_weight).bias(&self.conv_bias).silu(true).run()?;
@@ -137,17 +212,12 @@ impl HierarchicalTemporal {
         let delta = dt.matmul(&self.dt_weight.transpose(1, 2)?.contiguous()?)?; // (K, B·L, e)
         let delta = delta.transpose(0, 1)?.reshape((b, l, k * e))?.contiguous()?; // (B, L, K·e)
         let a = self.a_log.exp()?.neg()?;
-        let y = SelectiveScan::new(&x, &delta, &a, &b_t, &c_t)
+        SelectiveScan::new(&x, &delta, &a, &b_t, &c_t)
             .skip(&self.d)
             .gate(&z)
             .delta_bias(&self.dt_bias)
             .softplus(true)
-            .run()?; // (B, L, K·e)
-        let y = match &self.join {
-            Some(join) => join.forward(&y)?,
-            None => y.reshape((b, l, k, e))?.mean(2)?,
-        }; // (B, L, e)
-        input + self.out_proj.forward(&y)?
+            .run()
     }
 }
 
@@ -219,7 +289,7 @@ pub struct MotionMamba {
 impl MotionMamba {
     /// A network of width `d` for `latent_tokens` tokens, followed by those of step and condition.
     pub fn new(latent_tokens: usize, d: usize, cfg: &MotionMambaConfig, pb: &ParamBuilder) -> Result<Self> {
-        cfg.validate().map_err(candle_core::Error::from)?;
+        cfg.validate_for(latent_tokens, d).map_err(candle_core::Error::from)?;
         let n_tokens = latent_tokens + 2;
         let scans = cfg.scans();
         let blocks = |name: &str, scans: &mut dyn Iterator<Item = &usize>| -> Result<Vec<MotionMambaBlock>> {
@@ -242,7 +312,7 @@ impl MotionMamba {
 
     /// Parallel scans of each level, from the first of the encoder to the last of the decoder.
     pub fn scans(&self) -> Vec<usize> {
-        self.encoder.iter().chain(&self.decoder).map(|block| block.temporal.scans).collect()
+        self.encoder.iter().chain(&self.decoder).map(|block| block.temporal.n_scans).collect()
     }
 
     /// Tokens `(B, T + 2, d)` → the latent's `(B, T, d)`.

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use mamba_core::optim::{AdamW, AdamWConfig, Gradients};
-use mamba_core::{Mamba1Config, Params, Rng};
+use mamba_core::{Mamba1Config, Mamba2Config, MixerConfig, Params, Rng};
 use mamba_kernels::testing::emulation;
 use mamba_motion::features::N_FEATURES;
 use mamba_motion::models::{
@@ -30,8 +30,13 @@ fn vae_config() -> VaeConfig {
 }
 
 fn mamba_config(join: Join) -> NetworkConfig {
-    let ssm_cfg = Mamba1Config { d_state: 4, ..Mamba1Config::default() };
+    let ssm_cfg = Mamba1Config { d_state: 4, ..Mamba1Config::default() }.into();
     NetworkConfig::MotionMamba(MotionMambaConfig { n_level: 3, n_head: 2, ssm_cfg, join })
+}
+
+/// Small heads, which divide the widths of temporal and spatial scans.
+fn mamba2() -> MixerConfig {
+    Mamba2Config { d_state: 8, headdim: 4, ..Mamba2Config::default() }.into()
 }
 
 fn denoiser_config(network: NetworkConfig, condition: ConditionConfig) -> DenoiserConfig {
@@ -40,7 +45,9 @@ fn denoiser_config(network: NetworkConfig, condition: ConditionConfig) -> Denois
 
 fn networks() -> Vec<(&'static str, NetworkConfig)> {
     let transformer = TransformerConfig { n_layer: 2, n_head: 2, d_ff: 24 };
+    let of_mamba2 = MotionMambaConfig { n_level: 2, n_head: 2, ssm_cfg: mamba2(), join: Join::Linear };
     vec![
+        ("Motion Mamba of Mamba-2", NetworkConfig::MotionMamba(of_mamba2)),
         ("Motion Mamba", mamba_config(Join::Linear)),
         ("Motion Mamba, mean", mamba_config(Join::Mean)),
         ("transformer", NetworkConfig::Transformer(transformer)),
@@ -97,12 +104,21 @@ fn every_parameter_trains_also_a_and_d_of_every_scan() -> Result<()> {
     let evaluator = Evaluator::new(&evaluator_config(), &params.builder())?;
     let loss = evaluator.loss(&random((2, 9, N_FEATURES), 4), &[9, 6], &[0, 2])?;
     expect_all_train("evaluator", &params, &loss, |_| false);
+    let params = Params::fresh(1, DType::F32, &CPU);
+    let of_mamba2 = EvaluatorConfig { ssm_cfg: mamba2(), ..evaluator_config() };
+    let loss = Evaluator::new(&of_mamba2, &params.builder())?.loss(
+        &random((2, 9, N_FEATURES), 4),
+        &[9, 6],
+        &[0, 2],
+    )?;
+    expect_all_train("evaluator of Mamba-2", &params, &loss, |_| false);
     Ok(())
 }
 
 fn evaluator_config() -> EvaluatorConfig {
     let combinations = vec![vec![0, 0], vec![1, 0], vec![2, 1]];
-    EvaluatorConfig { d_model: 12, n_layer: 2, dim: 6, window: 9, sizes: vec![3, 2], combinations }
+    let ssm_cfg = MixerConfig::default();
+    EvaluatorConfig { d_model: 12, n_layer: 2, dim: 6, window: 9, ssm_cfg, sizes: vec![3, 2], combinations }
 }
 
 #[test]
