@@ -213,7 +213,7 @@ mod tests {
     use crate::Rng;
 
     /// `c (s - A)⁻¹ b` by elimination.
-    pub(crate) fn response(a: &Matrix, b: &[f64], c: &[f64], s: C64) -> C64 {
+    fn response(a: &Matrix, b: &[f64], c: &[f64], s: C64) -> C64 {
         let n = b.len();
         let mut m: Vec<Vec<C64>> = (0..n)
             .map(|i| {
