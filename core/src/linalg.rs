@@ -132,9 +132,7 @@ fn schur(a: &Matrix) -> (Vec<Vec<C64>>, Vec<Vec<C64>>) {
         if steps > 1000 {
             break; // never seen; the entry below the diagonal is then dropped
         }
-        for i in start..end {
-            t[i][i] -= shift;
-        }
+        add_to_diagonal(&mut t, start..end, -shift);
         let turns: Vec<Rotation> = (start..end - 1)
             .map(|i| {
                 let turn = Rotation::annihilating(t[i][i], t[i + 1][i]);
@@ -146,11 +144,15 @@ fn schur(a: &Matrix) -> (Vec<Vec<C64>>, Vec<Vec<C64>>) {
             turn.columns(&mut t, i);
             turn.columns(&mut q, i);
         }
-        for i in start..end {
-            t[i][i] += shift;
-        }
+        add_to_diagonal(&mut t, start..end, shift);
     }
     (t, q)
+}
+
+fn add_to_diagonal(t: &mut [Vec<C64>], part: std::ops::Range<usize>, x: C64) {
+    for (i, row) in t.iter_mut().enumerate().take(part.end).skip(part.start) {
+        row[i] += x;
+    }
 }
 
 /// The eigenvalue of the last 2 × 2 block before `end` that is closer to its last entry.
@@ -213,7 +215,7 @@ mod tests {
     use crate::Rng;
 
     /// `c (s - A)⁻¹ b` by elimination.
-    pub(crate) fn response(a: &Matrix, b: &[f64], c: &[f64], s: C64) -> C64 {
+    fn response(a: &Matrix, b: &[f64], c: &[f64], s: C64) -> C64 {
         let n = b.len();
         let mut m: Vec<Vec<C64>> = (0..n)
             .map(|i| {

@@ -15,7 +15,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 
 /// The tokens of a text: 90 % to train on, 5 % that choose the best weights, 5 % for the test.
-pub struct Text {
+pub(crate) struct Text {
     pub train: Vec<u32>,
     pub valid: Vec<u32>,
     pub test: Vec<u32>,
@@ -26,7 +26,7 @@ impl Text {
     const VALID: usize = 1 << 16;
 
     /// Every byte of a file is the token of its value.
-    pub fn of_bytes(path: &Path, length: usize) -> Result<Self> {
+    pub(crate) fn of_bytes(path: &Path, length: usize) -> Result<Self> {
         let bytes = match std::fs::read(path) {
             Ok(bytes) => bytes,
             Err(e) => bail!("{}: {e}", path.display()),
@@ -35,7 +35,7 @@ impl Text {
     }
 
     /// The text of a file, as a tokenizer reads it.
-    pub fn of(path: &Path, tokenizer: &Tokenizer, length: usize) -> Result<Self> {
+    pub(crate) fn of(path: &Path, tokenizer: &Tokenizer, length: usize) -> Result<Self> {
         Self::split(tokens_of(path, tokenizer)?, path, length)
     }
 
@@ -52,7 +52,7 @@ impl Text {
 }
 
 /// The tokens of a text file.
-pub fn tokens_of(path: &Path, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+pub(crate) fn tokens_of(path: &Path, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(tokenizer.encode_lines(&text)?),
         Err(e) => bail!("{}: {e}", path.display()),
@@ -60,7 +60,7 @@ pub fn tokens_of(path: &Path, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
 }
 
 /// A language model that is trained on random pieces of a text.
-pub struct TextModel<'a> {
+pub(crate) struct TextModel<'a> {
     pub model: &'a LmConfig,
     pub train: &'a TrainConfig,
     /// Tokens of a training sequence.
@@ -113,7 +113,7 @@ impl Task for TextModel<'_> {
 }
 
 /// Mean nats that the model needs for each token but the first of a text, read from beginning to end as one sequence.
-pub fn mean_loss(lm: &MambaLm, tokens: &[u32], device: &Device) -> mamba_core::Result<f64> {
+pub(crate) fn mean_loss(lm: &MambaLm, tokens: &[u32], device: &Device) -> mamba_core::Result<f64> {
     const CHUNK: usize = 2048;
     let mut state = BackboneState::new();
     let mut nats = 0.0;

@@ -8,8 +8,8 @@ use serde_json::{Map, Value};
 use std::path::Path;
 
 /// The preset, overlaid with a JSON file, overlaid with `key=value` flags. Keys may be nested (`train.steps=500`);
-/// a value is JSON, or else taken as a string. An object that names another `type` takes the place of what was there,
-/// with that type's own defaults. Unknown keys and wrong types are errors that name file or flag.
+/// a value is JSON, or else taken as a string. An object that names another `type` or `layer` takes the place of what was
+/// there, with that type's own defaults. Unknown keys and wrong types are errors that name file or flag.
 pub fn resolve<T: Serialize + DeserializeOwned>(
     preset: &T,
     file: Option<&Path>,
@@ -54,7 +54,8 @@ fn apply<T: Serialize + DeserializeOwned>(settings: &mut Value, overlay: Value, 
 fn merge(base: &mut Value, overlay: Value) {
     match (base, overlay) {
         (Value::Object(base), Value::Object(overlay)) => {
-            if overlay.get("type").is_some_and(|kind| base.get("type") != Some(kind)) {
+            let other = |key| overlay.get(key).is_some_and(|kind| base.get(key) != Some(kind));
+            if other("type") || other("layer") {
                 base.clear();
             }
             for (key, value) in overlay {
@@ -131,6 +132,16 @@ mod tests {
             error.starts_with("--set dt_rank=3: settings of a mamba2 mixer: unknown field `dt_rank`"),
             "{error}"
         );
+    }
+
+    #[cfg(feature = "lm")]
+    #[test]
+    fn another_layer_does_too() {
+        let preset = crate::lm::LmConfig { d_model: 64, ..Default::default() };
+        let flags = ["ssm_cfg.layer=S4D", "ssm_cfg.d_state=6"].map(String::from);
+        let got = resolve(&preset, None, &flags).unwrap();
+        let mixer = crate::S4dConfig { d_state: 6, ..Default::default() };
+        assert_eq!(got, crate::lm::LmConfig { ssm_cfg: mixer.into(), ..preset });
     }
 
     #[test]

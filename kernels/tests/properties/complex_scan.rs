@@ -3,7 +3,7 @@
 
 use crate::support::{
     ARRANGEMENTS, Arrangement, cast, evaluate, expect_kernel_is_reference, expect_same, expect_zero_padding,
-    message, tokens,
+    message, tokens, weighted_sum,
 };
 use candle_core::{DType, Result, Tensor};
 use mamba_kernels::complex_scan::reference;
@@ -46,7 +46,7 @@ impl Case {
         self.arrangement.segments(self.batch, self.len)
     }
 
-    /// [`NAMES`] in f32. Poles lie left of zero, turns reach several whole ones.
+    /// [`NAMES`] in f32. Poles lie left of zero, turns reach half a whole one.
     pub(crate) fn inputs(&self) -> Result<Vec<Tensor>> {
         let Self { batch, len, d, n, constant: [delta, b, c], .. } = *self;
         let random = |dims: &[usize], seed| pseudo_random(dims, seed, DType::F32);
@@ -58,7 +58,7 @@ impl Case {
             random(&[batch, len, d], 1)?,
             ((steps.abs()? * 0.6)? + 0.02)?,
             random(&[d, n], 3)?.exp()?.neg()?,
-            (random(&[d, n], 4)? * 9.0)?,
+            (random(&[d, n], 4)? * 5.0)?,
             random(&per_token(b, 2 * n), 5)?,
             random(&per_token(c, 2 * n), 6)?,
             random(&[count, d, 2 * n], 7)?,
@@ -140,9 +140,8 @@ fn every_arrangement_and_kind_of_coefficient_matches_the_reference() -> Result<(
 fn gradients_match_finite_differences() -> Result<()> {
     for constant in [[false; 3], [true; 3]] {
         let case = Case { constant, chunk: Some(3), ..full(2, 7, 3, 2) };
-        let x = cast(&case.inputs()?, DType::F64)?;
-        let weighted = |x: &[Tensor]| crate::support::weighted_sum(&case.kernel(x)?);
-        expect_gradients_match_differences(&NAMES, &x, weighted)?;
+        let inputs: Vec<(&str, Tensor)> = NAMES.into_iter().zip(case.inputs()?).collect();
+        expect_gradients_match_differences(&inputs, 1e-7, |x| weighted_sum(&case.kernel(x)?))?;
     }
     Ok(())
 }

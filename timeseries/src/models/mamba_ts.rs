@@ -107,14 +107,14 @@ impl TemporalMamba {
 /// The mixer of a layer.
 #[derive(Clone, Debug)]
 enum LayerMixer {
-    Temporal(TemporalMamba),
+    Temporal(Box<TemporalMamba>),
     Plain { mixer: Box<Mixer>, dropout: f64 },
 }
 
 impl LayerMixer {
     fn new(cfg: &MambaTsConfig, pb: &ParamBuilder) -> Result<Self> {
         Ok(match &cfg.ssm_cfg {
-            MixerConfig::Mamba1(ssm) => Self::Temporal(TemporalMamba::new(cfg, ssm, pb)?),
+            MixerConfig::Mamba1(ssm) => Self::Temporal(Box::new(TemporalMamba::new(cfg, ssm, pb)?)),
             other => Self::Plain {
                 mixer: Box::new(Mixer::new(cfg.d_model, other, cfg.e_layers, pb)?),
                 dropout: cfg.dropout,
