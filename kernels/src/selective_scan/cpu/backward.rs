@@ -286,7 +286,7 @@ impl<T: Real> WithSimd for SpanEffect<'_, T> {
                 let mut value = T::load(s, &dh[lane.clone()]);
                 for i in (0..steps).rev() {
                     let (dt, g) = (T::load(s, &stage.dt[i * lanes..]), T::load(s, &stage.x[i * lanes..]));
-                    let c = c.lanes::<S, true>(s, c.row::<1>(i, state), state, 0);
+                    let c = c.lanes::<S, true>(s, c.row::<1, true>(i, state), state, 0);
                     let a = T::vexp2(s, T::vmul(s, dt, decay));
                     value = T::vmul(s, a, T::vfma(s, g, c, value));
                 }
@@ -473,7 +473,7 @@ fn states<S: Simd, T: Real, const NB: usize, const CONSTANT: bool>(
     for i in 0..steps {
         let at = i * lanes..(i + 1) * lanes;
         let (dt, x) = (T::load(s, &stage.dt[at.clone()]), T::load(s, &stage.x[at.clone()]));
-        let (b_row, c_row) = (b.row::<NB>(i, first), c.row::<NB>(i, first));
+        let (b_row, c_row) = (b.row::<NB, CONSTANT>(i, first), c.row::<NB, CONSTANT>(i, first));
         let mut y = [T::load(s, &stage.y[at.clone()]), T::vzero(s)];
         let kept = i * NB * lanes..(i + 1) * NB * lanes;
         let (decay, before) = (&mut decay[kept.clone()], &mut before[kept]);
@@ -502,7 +502,7 @@ fn states<S: Simd, T: Real, const NB: usize, const CONSTANT: bool>(
         let at = i * lanes..(i + 1) * lanes;
         let (dt, x) = (T::load(s, &stage.dt[at.clone()]), T::load(s, &stage.x[at.clone()]));
         let gradient = T::load(s, &g[at.clone()]);
-        let (b_row, c_row) = (b.row::<NB>(i, first), c.row::<NB>(i, first));
+        let (b_row, c_row) = (b.row::<NB, CONSTANT>(i, first), c.row::<NB, CONSTANT>(i, first));
         let kept = i * NB * lanes..(i + 1) * NB * lanes;
         let (decay, before) = (&decay[kept.clone()], &before[kept]);
         let db = &mut db[i * db_stride + first * lanes..][..NB * lanes];

@@ -117,7 +117,7 @@ impl<T: Real> WithSimd for SpanEffect<'_, T> {
                 for i in 0..steps {
                     let (dt, x) = (T::load(s, &stage.dt[i * lanes..]), T::load(s, &stage.x[i * lanes..]));
                     let a = T::vexp2(s, T::vmul(s, dt, decay));
-                    let b = b.lanes::<S, true>(s, b.row::<1>(i, state), state, 0);
+                    let b = b.lanes::<S, true>(s, b.row::<1, true>(i, state), state, 0);
                     value = T::vfma(s, a, value, T::vmul(s, x, b));
                 }
                 T::store(s, &mut h[lane], value);
@@ -218,7 +218,8 @@ fn scan_chunk<S: Simd, T: Real>(
     let lanes = T::lanes::<S>();
     let n = h.len() / lanes;
     if b.constant.is_empty() && c.constant.is_empty() {
-        for_state_blocks!(n, [16, 8, 4, 2, 1], |first, NB| {
+        // Eight states, their decays and the constants of the exponential fit 32 registers.
+        for_state_blocks!(n, [8, 4, 2, 1], |first, NB| {
             scan_block::<S, T, NB, false>(s, stage, steps, a2, h, b, c, first)
         });
     } else {
@@ -251,7 +252,7 @@ fn scan_block<S: Simd, T: Real, const NB: usize, const CONSTANT: bool>(
     for i in 0..steps {
         let at = i * lanes..(i + 1) * lanes;
         let (dt, x) = (T::load(s, &stage.dt[at.clone()]), T::load(s, &stage.x[at.clone()]));
-        let (b_row, c_row) = (b.row::<NB>(i, first), c.row::<NB>(i, first));
+        let (b_row, c_row) = (b.row::<NB, CONSTANT>(i, first), c.row::<NB, CONSTANT>(i, first));
         // Two sums, so that the additions do not wait for each other.
         let mut y = [T::load(s, &stage.y[at.clone()]), T::vzero(s)];
         for k in 0..NB {

@@ -237,10 +237,11 @@ struct Coefficient<'a, T> {
 }
 
 impl<T: Real> Coefficient<'_, T> {
-    /// The values of scan step `step` for states `first .. first + NB`; empty if the coefficient is constant.
+    /// The values of scan step `step` for states `first .. first + NB`; empty if the coefficient is constant, which it may
+    /// be with `CONSTANT`. Without, the compiler knows the length, and its loops over states have no checks.
     #[inline(always)]
-    fn row<const NB: usize>(&self, step: usize, first: usize) -> &[T] {
-        if !self.constant.is_empty() {
+    fn row<const NB: usize, const CONSTANT: bool>(&self, step: usize, first: usize) -> &[T] {
+        if CONSTANT && !self.constant.is_empty() {
             return &[];
         }
         let start = self.rows.start(step) + first;
