@@ -23,6 +23,8 @@ const K: usize = 4;
 const EXPAND: usize = 2;
 const TIME: Duration = Duration::from_millis(400);
 
+type Run = Box<dyn Fn(&[Tensor]) -> Result<Vec<Tensor>>>;
+
 /// An op over some inputs.
 struct Op {
     name: &'static str,
@@ -30,7 +32,7 @@ struct Op {
     /// Operations of matrix products, and updates of states, of a forward pass.
     products: usize,
     updates: usize,
-    run: Box<dyn Fn(&[Tensor]) -> Result<Vec<Tensor>>>,
+    run: Run,
 }
 
 fn ops(d: usize, len: usize) -> Vec<Op> {
