@@ -9,6 +9,8 @@ use mamba_core::{Mamba1Config, Mamba2Config, Params};
 use mamba_genomics::mask::{MaskConfig, mask_row};
 use mamba_genomics::tokenizer::{self, SequenceCounts};
 use mamba_genomics::{CaduceusConfig, CaduceusForMaskedLm, CaduceusForSequenceClassification, Pooling};
+use mamba_kernels::testing::emulation;
+use std::path::Path;
 
 const LEN: usize = 96;
 
@@ -71,6 +73,29 @@ fn every_parameter_gets_a_gradient_from_the_masked_lm_loss() -> Result<()> {
         let params = Params::fresh(1, DType::F32, &Device::Cpu);
         let model = CaduceusForMaskedLm::new(&cfg, &params.builder())?;
         assert_every_parameter_learns(&what, &params, &model.loss(&input_ids, &labels, None)?);
+    }
+    Ok(())
+}
+
+#[test]
+fn both_heads_train_in_half_precision() -> Result<()> {
+    let Some(emulation) = emulation(Path::new(env!("CARGO_TARGET_TMPDIR"))) else { return Ok(()) };
+    let (input_ids, labels) = lambda(1, 0)?;
+    let class = Tensor::new(&[2u32], &Device::Cpu)?;
+    let norm = |loss: Tensor, params: &Params| Gradients::of(&loss, params).unwrap().norm().unwrap();
+    for (what, cfg) in variants().into_iter().step_by(3) {
+        emulation.run(|| {
+            let params = Params::fresh(1, DType::F16, &Device::Cpu);
+            let model = CaduceusForMaskedLm::new(&cfg, &params.builder()).unwrap();
+            assert!(norm(model.loss(&input_ids, &labels, None).unwrap(), &params) > 0.0, "{what}");
+            let params = Params::fresh(1, DType::F16, &Device::Cpu);
+            let pb = params.builder();
+            let model =
+                CaduceusForSequenceClassification::new(&cfg, 3, Pooling::Mean, !cfg.rcps, &pb).unwrap();
+            let scores = model.forward(&input_ids, None).unwrap();
+            let loss = mamba_core::nn::cross_entropy(&scores, &class, None).unwrap();
+            assert!(norm(loss, &params) > 0.0, "{what}");
+        });
     }
     Ok(())
 }

@@ -15,8 +15,8 @@ use mamba_genomics::protein::{
     MsaMamba, MsaMambaConfig, ProtMamba, ProtMambaConfig, ProteinConfig, ProteinModel, PtmMamba,
     PtmMambaConfig,
 };
-use mamba_kernels::testing::expect_close;
-use std::path::PathBuf;
+use mamba_kernels::testing::{emulation, expect_close};
+use std::path::{Path, PathBuf};
 
 const CPU: Device = Device::Cpu;
 const UBIQUITIN: &str = "MQIFVKTLTGKTITLEVEPSDTIENVKAKIQDKEGIPPDQQRLIFAGKQLEDGRTLSDYNIQKESTLHLVLRLRGG";
@@ -323,6 +323,24 @@ fn of_alphabet(all: &[Protein], config: &ProteinConfig) -> Vec<Protein> {
     let letters = |p: &Protein| Alphabet::Homologs.decode(&p.residues(Alphabet::Homologs));
     let text: String = all.iter().map(|p| format!(">{}\n{}\n", p.name, letters(p))).collect();
     proteins(&text, config.alphabet()).unwrap()
+}
+
+#[test]
+fn every_model_trains_in_half_precision() {
+    let Some(emulation) = emulation(Path::new(env!("CARGO_TARGET_TMPDIR"))) else { return };
+    let text: String = (0..8).map(|i| format!(">u{i}\n{}\n", &UBIQUITIN[i..60])).collect();
+    for which in ["protmamba", "ptm_mamba", "msa_mamba"] {
+        let config = small(which);
+        let cfg = ProteinDataConfig { length: 64, rows: 2, ..Default::default() };
+        let data = ProteinData::new(&config, proteins(&text, config.alphabet()).unwrap(), &cfg).unwrap();
+        let cfg = TrainConfig { batch_size: 1, ..TrainConfig::default() };
+        let params = Params::fresh(1, DType::F16, &CPU);
+        emulation.run(|| {
+            let mut task = ProteinTraining::new(config.clone(), &cfg, &data, params.clone()).unwrap();
+            let loss = train::Task::train_step(&mut task, 0, 0).unwrap().loss;
+            assert!(Gradients::of(&loss, &params).unwrap().norm().unwrap() > 0.0, "{which}");
+        });
+    }
 }
 
 #[test]

@@ -78,12 +78,11 @@ impl MotionMambaConfig {
     /// Refuses sizes that make no model, whatever its width.
     pub fn validate(&self) -> mamba_core::Result<()> {
         self.ssm_cfg.validate()?;
-        if let MixerConfig::Mamba1(ssm) = &self.ssm_cfg
-            && (!ssm.conv_bias || ssm.forget_gate || ssm.suppress_below.is_some())
-        {
-            let message =
-                "denoiser.ssm_cfg: parallel scans have conv_bias, no forget_gate and no suppress_below";
-            return Err(Error::Config(message.into()));
+        if let MixerConfig::Mamba1(ssm) = &self.ssm_cfg {
+            ssm.expect_plain("parallel scans")?;
+            if !ssm.conv_bias {
+                return Err(Error::Config("denoiser.ssm_cfg: parallel scans need conv_bias".into()));
+            }
         }
         if !(1..=64).contains(&self.n_level) {
             return Err(Error::Config(format!("denoiser.n_level is {}, expected 1 to 64", self.n_level)));

@@ -5,6 +5,7 @@ use mamba_core::optim::{AdamW, AdamWConfig, Gradients};
 use mamba_core::train::{Task, TrainConfig};
 use mamba_core::{Mamba1Config, Params};
 use mamba_datasets::{Fractions, index_split};
+use mamba_kernels::testing::emulation;
 use mamba_recsys::knowledge::baselines::SkillMean;
 use mamba_recsys::knowledge::metrics::auc;
 use mamba_recsys::knowledge::task::bce_loss;
@@ -12,6 +13,7 @@ use mamba_recsys::knowledge::{
     KtConfig, KtData, KtTraining, Mamba4Kt, Mamba4KtConfig, Student, predict, read_answers, sample,
 };
 use proptest::prelude::*;
+use std::path::Path;
 
 fn small() -> Mamba4KtConfig {
     let mixer = Mamba1Config { d_state: 4, ..Mamba1Config::default() }.into();
@@ -100,6 +102,19 @@ fn the_loss_of_huge_log_odds_is_finite() {
     let loss = bce_loss(&tensor(&[1000.0, -1000.0, 0.0]), &tensor(&[0.0, 0.0, 1.0])).unwrap();
     let want = (1000.0 + 2f64.ln()) / 3.0;
     assert!((loss.to_scalar::<f64>().unwrap() - want).abs() < 1e-9);
+}
+
+#[test]
+fn it_trains_in_half_precision() {
+    let Some(emulation) = emulation(Path::new(env!("CARGO_TARGET_TMPDIR"))) else { return };
+    let data = data(20);
+    let cfg = KtConfig { model: small(), train: TrainConfig { batch_size: 4, ..TrainConfig::default() } };
+    let params = Params::fresh(1, DType::F16, &Device::Cpu);
+    emulation.run(|| {
+        let mut task = KtTraining::new(&cfg, &data, params.clone()).unwrap();
+        let loss = task.train_step(0, 0).unwrap().loss;
+        assert!(Gradients::of(&loss, &params).unwrap().norm().unwrap() > 0.0);
+    });
 }
 
 #[test]
