@@ -1,7 +1,7 @@
 //! Hyper-parameters of SEMamba, under upstream's names, and named sizes.
 
 use crate::stft::StftConfig;
-use mamba_core::{Error, Mamba1Config, Result};
+use mamba_core::{Error, Mamba1Config, MixerConfig, Result};
 use serde::{Deserialize, Serialize};
 
 /// `config.json` of a SEMamba checkpoint: the parts `stft_cfg` and `model_cfg` of upstream's recipe.
@@ -32,6 +32,8 @@ pub struct ModelConfig {
     pub d_conv: usize,
     /// Inner channels of the mixers, as a multiple.
     pub expand: usize,
+    /// Other mixers than the Mamba-1 of `d_state`, `d_conv` and `expand`: {"type": "mamba2", …}.
+    pub ssm_cfg: Option<MixerConfig>,
     /// Added under the root of the mixers' norm.
     pub norm_epsilon: f64,
     /// Largest value of the mask.
@@ -58,6 +60,7 @@ impl Default for ModelConfig {
             d_state: 16,
             d_conv: 4,
             expand: 4,
+            ssm_cfg: None,
             norm_epsilon: 1e-5,
             beta: 2.0,
             input_channel: 2,
@@ -138,8 +141,9 @@ impl Config {
     }
 
     /// The mixers.
-    pub(crate) fn mixer(&self) -> Mamba1Config {
+    pub(crate) fn mixer(&self) -> MixerConfig {
         let ModelConfig { d_state, d_conv, expand, .. } = self.model_cfg;
-        Mamba1Config { d_state, d_conv, expand, ..Mamba1Config::default() }
+        let mamba = || Mamba1Config { d_state, d_conv, expand, ..Mamba1Config::default() }.into();
+        self.model_cfg.ssm_cfg.clone().unwrap_or_else(mamba)
     }
 }

@@ -16,7 +16,7 @@ use crate::spectrum::Spectrum;
 use crate::{Config, ModelConfig};
 use candle_core::{Result, Tensor};
 use codec::{DenseEncoder, MagDecoder, PhaseDecoder};
-use mamba_core::{Mamba1State, ParamBuilder};
+use mamba_core::{MixerState, ParamBuilder};
 pub(crate) use tf_block::TfMambaBlock;
 
 /// The generator.
@@ -34,7 +34,7 @@ pub struct StreamState {
     /// The last input frames of every dilated convolution, in the order in which they run.
     convolutions: Vec<Option<Tensor>>,
     /// States of the mixers over time.
-    mixers: Vec<Mamba1State>,
+    mixers: Vec<MixerState>,
 }
 
 /// Hands the convolutions of a pass their history, one after another; without a state there is none.
@@ -105,7 +105,7 @@ impl SeMamba {
         let (convolutions, mut mixers) = match state {
             None => (None, None),
             Some(StreamState { convolutions, mixers }) => {
-                mixers.resize_with(self.blocks.len(), Mamba1State::new);
+                mixers.resize_with(self.blocks.len(), MixerState::new);
                 (Some(convolutions), Some(mixers))
             }
         };

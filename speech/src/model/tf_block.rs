@@ -1,9 +1,9 @@
 //! A block that mixes over time and then over frequency.
 
 use candle_core::{Module, Result, Tensor};
-use mamba_core::mamba1::Pass;
+use mamba_core::mixer::Pass;
 use mamba_core::nn::{Linear, Norm, NormKind};
-use mamba_core::{Init, Mamba1, Mamba1Config, Mamba1State, ParamBuilder};
+use mamba_core::{Init, Mixer, MixerConfig, MixerState, ParamBuilder};
 
 /// `x + W·[x + Mamba(RMS(x)); the same from the other end] + b` over time, then over frequency.
 #[derive(Clone, Debug)]
@@ -24,7 +24,7 @@ struct Axis {
 #[derive(Clone, Debug)]
 struct Direction {
     norm: Norm,
-    mixer: Mamba1,
+    mixer: Mixer,
     reverse: bool,
 }
 
@@ -32,7 +32,7 @@ impl TfMambaBlock {
     /// Of `c` channels, with `eps` under the root of the norms; a `causal` one does not look ahead in time.
     pub(crate) fn new(
         c: usize,
-        mixer: &Mamba1Config,
+        mixer: &MixerConfig,
         eps: f64,
         causal: bool,
         pb: &ParamBuilder,
@@ -45,7 +45,7 @@ impl TfMambaBlock {
     }
 
     /// `(B, T, F, C)` → `(B, T, F, C)`; `state` is that of the mixer over time.
-    pub(crate) fn forward(&self, x: &Tensor, state: Option<&mut Mamba1State>) -> Result<Tensor> {
+    pub(crate) fn forward(&self, x: &Tensor, state: Option<&mut MixerState>) -> Result<Tensor> {
         let (b, t, f, c) = x.dims4()?;
         let by_bin = x.transpose(1, 2)?.contiguous()?.reshape((b * f, t, c))?;
         let by_bin = self.time.forward(&by_bin, state)?;
@@ -57,7 +57,7 @@ impl TfMambaBlock {
 impl Axis {
     fn new(
         c: usize,
-        mixer: &Mamba1Config,
+        mixer: &MixerConfig,
         eps: f64,
         both: bool,
         (mamba, join): (&str, &str),
@@ -68,7 +68,7 @@ impl Axis {
         let mixers = directions.iter().map(|&(name, reverse)| {
             let pb = pb.pp(mamba).pp(name).pp(0);
             let norm = Norm::new(NormKind::Rms, c, eps, &pb.pp("norm"))?;
-            let mixer = Mamba1::new(c, mixer, 1, &pb.pp("mixer"))?;
+            let mixer = Mixer::new(c, mixer, 1, &pb.pp("mixer"))?;
             Ok(Direction { norm, mixer, reverse })
         });
         let mixers = mixers.collect::<Result<Vec<_>>>()?;
@@ -80,7 +80,7 @@ impl Axis {
     }
 
     /// `(N, L, C)` → `(N, L, C)`.
-    fn forward(&self, x: &Tensor, mut state: Option<&mut Mamba1State>) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, mut state: Option<&mut MixerState>) -> Result<Tensor> {
         let (weight, bias) = &self.join;
         let c = bias.dim(0)?;
         let mut sum = x.clone();

@@ -18,7 +18,7 @@ use crate::model::TfMambaBlock;
 use crate::stft::{StftConfig, istft, stft};
 use candle_core::{Module, Result, Tensor};
 use mamba_core::nn::{Norm, NormKind};
-use mamba_core::{Error, Init, Mamba1Config, ParamBuilder};
+use mamba_core::{Error, Init, Mamba1Config, MixerConfig, ParamBuilder};
 use mamba_kernels::{Conv2d, conv_transpose2d, conv2d};
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +46,8 @@ pub struct SeparatorConfig {
     pub d_conv: usize,
     /// Inner channels of the mixers, as a multiple.
     pub expand: usize,
+    /// Other mixers than the Mamba-1 of `d_state`, `d_conv` and `expand`: {"type": "mamba2", …}.
+    pub ssm_cfg: Option<MixerConfig>,
     /// Added under the root of the norms.
     pub norm_epsilon: f64,
 }
@@ -63,6 +65,7 @@ impl Default for SeparatorConfig {
             d_state: 8,
             d_conv: 4,
             expand: 2,
+            ssm_cfg: None,
             norm_epsilon: 1e-5,
         }
     }
@@ -121,9 +124,10 @@ impl SeparatorConfig {
         Err(Error::Config(problem))
     }
 
-    fn mixer(&self) -> Mamba1Config {
+    fn mixer(&self) -> MixerConfig {
         let Self { d_state, d_conv, expand, .. } = *self;
-        Mamba1Config { d_state, d_conv, expand, ..Mamba1Config::default() }
+        let mamba = || Mamba1Config { d_state, d_conv, expand, ..Mamba1Config::default() }.into();
+        self.ssm_cfg.clone().unwrap_or_else(mamba)
     }
 
     /// From bins to bands: three frames by two bands on either side and the bin between.

@@ -13,10 +13,11 @@
 
 use super::features::MelConfig;
 use candle_core::{Module, Result, Tensor};
+use mamba_core::bidirectional::{BiMamba, Combine, Orientation};
 use mamba_core::directions::{Bidirectional, Scheme};
 use mamba_core::nn::{Linear, Norm, NormKind};
 use mamba_core::rng::dropout;
-use mamba_core::{Block, Error, Init, Mamba1Config, ParamBuilder, Rng};
+use mamba_core::{Block, Error, Init, Mamba1Config, MixerConfig, ParamBuilder, Rng};
 use mamba_kernels::{Conv2d, conv2d, instance_norm};
 use serde::{Deserialize, Serialize};
 
@@ -73,6 +74,8 @@ pub struct TaggerConfig {
     pub d_conv: usize,
     /// Inner channels of the mixers, as a multiple.
     pub expand: usize,
+    /// Other mixers than the Mamba-1 of `d_state`, `d_conv` and `expand`: {"type": "mamba2", …}.
+    pub ssm_cfg: Option<MixerConfig>,
     /// What the classes are read from.
     pub pooling: Pooling,
     /// Added under the root of the norms.
@@ -94,6 +97,7 @@ impl Default for TaggerConfig {
             d_state: 16,
             d_conv: 4,
             expand: 2,
+            ssm_cfg: None,
             pooling: Pooling::Mean,
             norm_epsilon: 1e-5,
             dropout: 0.2,
@@ -190,9 +194,10 @@ impl TaggerConfig {
         self.frames * self.mel.hop_size
     }
 
-    fn mixer(&self) -> Mamba1Config {
+    fn mixer(&self) -> MixerConfig {
         let Self { d_state, d_conv, expand, .. } = *self;
-        Mamba1Config { d_state, d_conv, expand, ..Mamba1Config::default() }
+        let mamba = || Mamba1Config { d_state, d_conv, expand, ..Mamba1Config::default() }.into();
+        self.ssm_cfg.clone().unwrap_or_else(mamba)
     }
 
     /// Rows and columns of tokens that patches give.
@@ -207,10 +212,19 @@ pub struct AudioMamba {
     stem: Stem,
     /// `(1, 1, embed_dim)`.
     class_token: Option<Tensor>,
-    blocks: Vec<Block<Bidirectional>>,
+    blocks: Vec<Block<BothWays>>,
     norm: Norm,
     head: Linear,
     dropout: f64,
+}
+
+/// The mean of a scan from either end; the projections are shared.
+#[derive(Clone, Debug)]
+enum BothWays {
+    /// Mamba-1 under upstream's names.
+    Vim(Box<Bidirectional>),
+    /// Any other mixer.
+    Tied(Box<BiMamba>),
 }
 
 #[derive(Clone, Debug)]
@@ -247,8 +261,7 @@ impl AudioMamba {
         };
         let block = |i: usize| {
             let pb = pb.pp("layers").pp(i);
-            let scheme = Scheme::VimV2 { halve: true };
-            let mixer = Bidirectional::new(d, &cfg.mixer(), scheme, i, cfg.depth, &pb.pp("mixer"))?;
+            let mixer = BothWays::new(cfg, i, &pb.pp("mixer"))?;
             Block::new(d, (NormKind::Rms, cfg.norm_epsilon), mixer, None, &pb)
         };
         let head = Linear::with_init((cfg.labels.len(), d), token, Some(Init::Zeros), &pb.pp("head"))?;
@@ -279,7 +292,7 @@ impl AudioMamba {
         }
         let (mut hidden, mut residual) = (x, None);
         for block in &self.blocks {
-            let (next, sum) = block.forward(&hidden, residual.as_ref(), |mixer, x| mixer.forward(x, None))?;
+            let (next, sum) = block.forward(&hidden, residual.as_ref(), |mixer, x| mixer.forward(x))?;
             (hidden, residual) = (next, Some(sum));
         }
         let (x, _) = self.norm.forward_residual(&hidden, residual.as_ref())?;
@@ -288,6 +301,27 @@ impl AudioMamba {
             None => x.mean(1)?,
         }; // (B, D)
         self.head.forward(&drop(pooled)?)
+    }
+}
+
+impl BothWays {
+    fn new(cfg: &TaggerConfig, layer: usize, pb: &ParamBuilder) -> Result<Self> {
+        let (d, depth) = (cfg.embed_dim, cfg.depth);
+        Ok(match cfg.mixer() {
+            MixerConfig::Mamba1(mamba) => {
+                let scheme = Scheme::VimV2 { halve: true };
+                Self::Vim(Box::new(Bidirectional::new(d, &mamba, scheme, layer, depth, pb)?))
+            }
+            other => Self::Tied(Box::new(BiMamba::new(d, other, (true, true), Combine::Add, depth, pb)?)),
+        })
+    }
+
+    /// `(B, L, D)` → `(B, L, D)`.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Vim(mixer) => mixer.forward(x, None),
+            Self::Tied(mixer) => mixer.forward(x, Orientation::Given, None)? * 0.5,
+        }
     }
 }
 

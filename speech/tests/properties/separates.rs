@@ -1,9 +1,9 @@
 //! Talkers add up to the mixture, their order does not matter, chunks keep it, and training parts them.
 
 use candle_core::{DType, Device, Result, Tensor};
-use mamba_core::Params;
 use mamba_core::optim::{AdamW, Gradients};
 use mamba_core::train::TrainConfig;
+use mamba_core::{Mamba2Config, Params};
 use mamba_kernels::testing::{expect_close, expect_gradients_match_differences, pseudo_random};
 use mamba_speech::enhance::ChunkConfig;
 use mamba_speech::metrics::si_sdr_db;
@@ -240,6 +240,22 @@ fn every_parameter_has_a_gradient_and_generated_voices_are_parted() {
     }
     let (first, last) = (losses[0], losses[losses.len() - 1]);
     assert!(last < first - 5.0, "from {first} to {last} dB");
+}
+
+#[test]
+fn mamba_2_takes_the_place_of_mamba_1() {
+    let mamba2 = Mamba2Config { d_state: 4, headdim: 8, ..Mamba2Config::default() };
+    let cfg = SeparationConfig {
+        model: SeparatorConfig { ssm_cfg: Some(mamba2.into()), ..small(2) },
+        train: TrainConfig::default(),
+        data: TalkConfig { segment_size: 4096, valid_mixtures: 1, ..TalkConfig::default() },
+    };
+    let talk = Talk::generated(2, 8000, &cfg.data).unwrap();
+    let params = Params::fresh(0, DType::F32, &Device::Cpu);
+    let task = Separation::new(&cfg, &talk, params.clone()).unwrap();
+    let grads = Gradients::of(&task.loss(&[talk.train_mixture(0, 0)]).unwrap(), &params).unwrap();
+    assert!(grads.missing().is_empty(), "{:?}", grads.missing());
+    assert!(params.named().iter().any(|param| param.name().ends_with("mixer.norm.weight")), "of Mamba-2");
 }
 
 #[test]

@@ -1,13 +1,16 @@
 //! A causal model gives frame by frame what it gives for the whole, and does not see what is to come.
 
 use candle_core::{DType, Device};
-use mamba_core::Params;
+use mamba_core::{Mamba2Config, Params};
 use mamba_speech::enhance::{ChunkConfig, Chunks};
 use mamba_speech::{Config, Enhancer, SeMamba, Stream, sample};
 
 /// A small model with weights of its initialisation.
 pub(crate) fn enhancer(preset: &str, seed: u64) -> Enhancer {
-    let mut cfg = Config::preset(preset).unwrap();
+    enhancer_of(Config::preset(preset).unwrap(), seed)
+}
+
+fn enhancer_of(mut cfg: Config, seed: u64) -> Enhancer {
     (cfg.model_cfg.hid_feature, cfg.model_cfg.num_tfmamba, cfg.model_cfg.dense_depth) = (8, 2, 3);
     let params = Params::fresh(seed, DType::F32, &Device::Cpu);
     let model = SeMamba::new(&cfg, &params.builder()).unwrap();
@@ -45,6 +48,19 @@ fn streamed_sound_is_that_of_the_whole_however_it_arrives() {
             expect_same(&out, &whole, &format!("{len} samples by {block}"));
         }
     }
+}
+
+#[test]
+fn the_stream_of_other_mixers_is_that_of_the_whole() {
+    let mamba2 = Mamba2Config { d_state: 4, headdim: 8, ..Mamba2Config::default() };
+    let mut cfg = Config::preset("semamba-stream").unwrap();
+    cfg.model_cfg.ssm_cfg = Some(mamba2.into());
+    let enhancer = enhancer_of(cfg, 1);
+    let noisy = sample::noise(2, 0.3);
+    let mut stream = Stream::new(&enhancer).unwrap();
+    let mut out: Vec<f32> = noisy.chunks(320).flat_map(|samples| stream.push(samples).unwrap()).collect();
+    out.extend(stream.finish().unwrap());
+    expect_same(&out, &enhancer.enhance(&noisy).unwrap(), "Mamba-2");
 }
 
 #[test]

@@ -2,9 +2,9 @@
 //! of unheard voices apart.
 
 use candle_core::{DType, Device};
-use mamba_core::Params;
 use mamba_core::optim::{AdamW, Gradients};
 use mamba_core::train::{Task, TrainConfig};
+use mamba_core::{Mamba2Config, Params};
 use mamba_speech::audio::{Audio, WavFormat, resample, write_wav};
 use mamba_speech::sample;
 use mamba_speech::tagging::augment::AugmentConfig;
@@ -28,10 +28,13 @@ fn small(embedding: Embedding, pooling: Pooling) -> TaggerConfig {
     }
 }
 
-fn kinds() -> [TaggerConfig; 2] {
+fn kinds() -> [TaggerConfig; 3] {
+    let convolutions = small(Embedding::Convolutions { channels: vec![4, 8] }, Pooling::Mean);
+    let mamba2 = Mamba2Config { d_state: 4, headdim: 8, ..Mamba2Config::default() };
     [
-        small(Embedding::Convolutions { channels: vec![4, 8] }, Pooling::Mean),
+        convolutions.clone(),
         small(Embedding::Patches { size: (8, 10), strides: (6, 10) }, Pooling::ClassToken),
+        TaggerConfig { ssm_cfg: Some(mamba2.into()), ..convolutions },
     ]
 }
 
