@@ -44,9 +44,9 @@ impl GrounderConfig {
             return Err(Error::Config(format!("grounding.n_layer is {}, expected 1 to 256", self.n_layer)));
         }
         let ssm = &self.ssm_cfg;
-        if !ssm.conv_bias || ssm.forget_gate || ssm.suppress_below.is_some() {
-            let message = "grounding.ssm_cfg: its scans have conv_bias, no forget_gate and no suppress_below";
-            return Err(Error::Config(message.into()));
+        ssm.expect_plain("text-controlled scans")?;
+        if !ssm.conv_bias {
+            return Err(Error::Config("grounding.ssm_cfg: its scans need conv_bias".into()));
         }
         ssm.validate_for(self.d_model).map_err(|e| Error::Config(format!("grounding.ssm_cfg: {e}")))
     }
