@@ -1,12 +1,12 @@
 //! Settings of a whole training, and presets.
 
 use crate::dataset::SourceConfig;
-use crate::models::{MotionMambaConfig, NetworkConfig, VaeConfig};
+use crate::models::{MotionMambaConfig, NetworkConfig, VaeConfig, grounder};
 use crate::tasks::grounding::GroundingTraining;
 use crate::tasks::stream::StreamTraining;
 use crate::tasks::{CropConfig, LatentDiffusionConfig};
 use mamba_core::train::TrainConfig;
-use mamba_core::{Error, Mamba1Config, MixerConfig, Result};
+use mamba_core::{Error, MixerConfig, Result};
 use serde::{Deserialize, Serialize};
 
 /// Everything that decides a training, besides the clips.
@@ -66,7 +66,7 @@ pub struct GroundingSettings {
     /// Blocks.
     pub n_layer: usize,
     /// The scans, whose selection the text controls.
-    pub ssm_cfg: Mamba1Config,
+    pub ssm_cfg: MixerConfig,
     /// How it is trained.
     pub training: GroundingTraining,
 }
@@ -154,7 +154,7 @@ impl MotionConfig {
             grounding: GroundingSettings {
                 d_model: d,
                 n_layer: layers.min(4),
-                ssm_cfg: Mamba1Config::default(),
+                ssm_cfg: MixerConfig::default(),
                 training: GroundingTraining::default(),
             },
             train_evaluator: train(steps[0], 32, 1e-3, None),
@@ -184,6 +184,7 @@ impl MotionConfig {
         }
         self.stream.training.validate()?;
         self.grounding.training.validate()?;
+        grounder::validate_scans(self.grounding.d_model, &self.grounding.ssm_cfg)?;
         let widths = [
             ("stream", self.stream.d_model, &self.stream.ssm_cfg),
             ("evaluator", self.evaluator.d_model, &self.evaluator.ssm_cfg),

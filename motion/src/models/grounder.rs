@@ -5,9 +5,12 @@
 //! ```text
 //! x  = W frame                                                          (B, L, 263) → (B, L, d)
 //! x  ← x + out_proj(scan_forward(u) + scan_backward(u)),  u = in_proj(norm(x))
-//! scan      (δ, B, C) = x_proj(x) + text_proj(q)                        the text q (B, d) enters all three
+//! scan      (δ, B, C) ← (δ, B, C) + text_proj(q)                        the text q (B, d) enters all three
 //! relevance = w · (norm(x) ⊙ U q) + b                                   (B, L) logits
 //! ```
+//!
+//! The paper's scans are those of Mamba-1, whose δ, B and C are `x_proj` of the convolved x. With Mamba-2 or 3
+//! (`ssm_cfg.type`), whose δ, B and C come out of `in_proj` beside x, the text is added there.
 //!
 //! The authors published no code. Left out here: their embedding of the skeleton's graph; the joints of the 263 features are
 //! already relative to the root.
@@ -16,8 +19,9 @@ use super::attention::projection;
 use super::condition::{Condition, ConditionConfig, ConditionEncoder};
 use crate::features::N_FEATURES;
 use candle_core::{Module, Result, Tensor};
+use mamba_core::mixer::{AnySsm, Pass, Projections, Ssm};
 use mamba_core::nn::{Linear, Norm, NormKind};
-use mamba_core::{Error, Init, Mamba1Config, ParamBuilder};
+use mamba_core::{Error, Init, Mamba1Config, MixerConfig, ParamBuilder};
 use mamba_kernels::{CausalConv1d, Segments, SelectiveScan};
 use serde::{Deserialize, Serialize};
 
@@ -31,8 +35,8 @@ pub struct GrounderConfig {
     pub d_model: usize,
     /// Blocks.
     pub n_layer: usize,
-    /// The scans.
-    pub ssm_cfg: Mamba1Config,
+    /// The scans: of Mamba-1, 2 or 3.
+    pub ssm_cfg: MixerConfig,
     /// What is asked for.
     pub condition: ConditionConfig,
 }
@@ -43,18 +47,93 @@ impl GrounderConfig {
         if !(1..=256).contains(&self.n_layer) {
             return Err(Error::Config(format!("grounding.n_layer is {}, expected 1 to 256", self.n_layer)));
         }
-        let ssm = &self.ssm_cfg;
-        ssm.expect_plain("text-controlled scans")?;
-        if !ssm.conv_bias {
-            return Err(Error::Config("grounding.ssm_cfg: its scans need conv_bias".into()));
-        }
-        ssm.validate_for(self.d_model).map_err(|e| Error::Config(format!("grounding.ssm_cfg: {e}")))
+        validate_scans(self.d_model, &self.ssm_cfg)
     }
 }
 
-/// One direction: convolution and scan, in whose selection the text takes part.
+/// Refuses scans that a text cannot control, and sizes that make none.
+pub(crate) fn validate_scans(d_model: usize, ssm_cfg: &MixerConfig) -> mamba_core::Result<()> {
+    match ssm_cfg {
+        MixerConfig::Mamba1(ssm) => {
+            ssm.expect_plain("text-controlled scans")?;
+            if !ssm.conv_bias {
+                return Err(Error::Config("grounding.ssm_cfg: its scans need conv_bias".into()));
+            }
+        }
+        MixerConfig::Mamba2(_) | MixerConfig::Mamba3(_) => {}
+        MixerConfig::S4d(_) => {
+            return Err(Error::Config(
+                "grounding.ssm_cfg: scans of s4d select nothing that a text could take part in, expected mamba1, mamba2 \
+                or mamba3"
+                    .into(),
+            ));
+        }
+    }
+    ssm_cfg.validate_for(d_model).map_err(|e| Error::Config(format!("grounding.ssm_cfg: {e}")))
+}
+
+/// One direction, in whose selection the text takes part.
 #[derive(Clone, Debug)]
-struct TextScan {
+enum TextScan {
+    /// Of Mamba-1.
+    Convolved(Box<ConvolvedScan>),
+    /// Of mixers whose step sizes, B and C come out of `in_proj`.
+    Projected { ssm: AnySsm, text_proj: Linear, selection: Selection },
+}
+
+impl TextScan {
+    fn new(d_model: usize, cfg: &MixerConfig, pb: &ParamBuilder) -> Result<Self> {
+        let (heads, coefficients, first) = match cfg {
+            MixerConfig::Mamba1(ssm) => {
+                return Ok(Self::Convolved(Box::new(ConvolvedScan::new(d_model, ssm, pb)?)));
+            }
+            MixerConfig::Mamba2(ssm) => {
+                // z, x, B, C, dt; before them the two parts of channels without a state, if there are such
+                let first = if ssm.d_ssm(d_model) < ssm.d_inner(d_model) { 4 } else { 2 };
+                (ssm.nheads(d_model), ssm.ngroups * ssm.d_state, first)
+            }
+            MixerConfig::Mamba3(ssm) => (ssm.nheads(d_model), ssm.ngroups * ssm.d_state, 2), // z, x, B, C, dt, …
+            MixerConfig::S4d(_) => candle_core::bail!("grounding: scans of s4d select nothing"),
+        };
+        let selection = Selection { first, widths: [coefficients, coefficients, heads] };
+        let text_proj = Linear::new(d_model, selection.widths.iter().sum(), false, &pb.pp("text_proj"))?;
+        Ok(Self::Projected { ssm: AnySsm::create(d_model, cfg, pb)?, text_proj, selection })
+    }
+
+    /// What `in_proj` makes of the input, `(B, L, ·)` each.
+    fn project(&self, in_proj: &Linear, x: &Tensor) -> Result<Vec<Tensor>> {
+        match self {
+            Self::Convolved(scan) => Ok(in_proj.split(x, [scan.d.dim(0)?; 2])?.into()),
+            Self::Projected { ssm, .. } => ssm.project(in_proj, x),
+        }
+    }
+
+    /// The projected input and `text` `(B, d)` → `(B, L, e)`.
+    fn forward(&self, projected: &[Tensor], text: &Tensor, rows: &Segments, reverse: bool) -> Result<Tensor> {
+        match self {
+            Self::Convolved(scan) => scan.forward(projected, text, rows, reverse),
+            Self::Projected { ssm, text_proj, selection } => {
+                let mut projected = projected.to_vec();
+                let asked = text_proj.split(&text.unsqueeze(1)?, selection.widths)?; // (B, 1, ·)
+                for (part, asked) in projected.iter_mut().skip(selection.first).zip(&asked) {
+                    *part = part.broadcast_add(asked)?;
+                }
+                ssm.mix(&projected, Pass { segments: Some(rows), reverse, state: None })
+            }
+        }
+    }
+}
+
+/// Where B, C and the step sizes are among what `in_proj` makes.
+#[derive(Clone, Copy, Debug)]
+struct Selection {
+    first: usize,
+    widths: [usize; 3],
+}
+
+/// Convolution and scan of Mamba-1.
+#[derive(Clone, Debug)]
+struct ConvolvedScan {
     conv_weight: Tensor,
     conv_bias: Tensor,
     x_proj: Linear,
@@ -65,7 +144,7 @@ struct TextScan {
     d: Tensor,
 }
 
-impl TextScan {
+impl ConvolvedScan {
     fn new(d_model: usize, ssm: &Mamba1Config, pb: &ParamBuilder) -> Result<Self> {
         let (e, n, k, rank) = (ssm.d_inner(d_model), ssm.d_state, ssm.d_conv, ssm.dt_rank.resolve(d_model));
         let bound = (rank as f64).powf(-0.5) * ssm.dt_scale;
@@ -84,7 +163,10 @@ impl TextScan {
     }
 
     /// `x`, `z` `(B, L, e)`, `text` `(B, d)` → `(B, L, e)`.
-    fn forward(&self, [x, z]: &[Tensor; 2], text: &Tensor, rows: &Segments, reverse: bool) -> Result<Tensor> {
+    fn forward(&self, projected: &[Tensor], text: &Tensor, rows: &Segments, reverse: bool) -> Result<Tensor> {
+        let [x, z] = projected else {
+            candle_core::bail!("Mamba-1 scans x and z, got {} tensors", projected.len())
+        };
         let (rank, n) = (self.dt_proj.weight().dim(1)?, self.a_log.dim(1)?);
         let conv = CausalConv1d::new(x, &self.conv_weight).bias(&self.conv_bias).silu(true);
         let x = conv.segments(rows).reverse(reverse).run()?;
@@ -117,14 +199,16 @@ pub struct Grounder {
     norm: Norm,
     asked: Linear,
     output: Linear,
-    d_inner: usize,
 }
 
 impl Grounder {
     /// A model under `pb`.
     pub fn new(cfg: &GrounderConfig, pb: &ParamBuilder) -> Result<Self> {
         cfg.validate().map_err(candle_core::Error::from)?;
-        let (d, e, n) = (cfg.d_model, cfg.ssm_cfg.d_inner(cfg.d_model), cfg.n_layer);
+        let (d, n) = (cfg.d_model, cfg.n_layer);
+        let Projections { d_in_proj, d_inner: e, bias } =
+            AnySsm::projections(d, &cfg.ssm_cfg).map_err(candle_core::Error::from)?;
+        let bias = || bias.then_some(Init::Zeros);
         let rms = |pb: ParamBuilder| Norm::new(NormKind::Rms, d, EPS, &pb);
         let block = |i: usize| {
             let pb = pb.pp("blocks").pp(i);
@@ -132,9 +216,9 @@ impl Grounder {
             let out_init = Init::linear(e).scaled(1.0 / (n as f64).sqrt());
             Ok(Block {
                 norm: rms(pb.pp("norm"))?,
-                in_proj: Linear::new(d, 2 * e, false, &pb.pp("in_proj"))?,
+                in_proj: Linear::with_init((d_in_proj, d), Init::linear(d), bias(), &pb.pp("in_proj"))?,
                 directions: [scan("forward")?, scan("backward")?],
-                out_proj: Linear::with_init((d, e), out_init, None, &pb.pp("out_proj"))?,
+                out_proj: Linear::with_init((d, e), out_init, bias(), &pb.pp("out_proj"))?,
             })
         };
         Ok(Self {
@@ -144,7 +228,6 @@ impl Grounder {
             norm: rms(pb.pp("norm"))?,
             asked: projection(d, d, &pb.pp("asked"))?,
             output: projection(d, 1, &pb.pp("output"))?,
-            d_inner: e,
         })
     }
 
@@ -163,8 +246,8 @@ impl Grounder {
         let text = self.condition.forward(condition, motion.device())?.to_dtype(motion.dtype())?; // (B, d)
         let mut x = self.input.forward(motion)?; // (B, L, d)
         for block in &self.blocks {
-            let projected = block.in_proj.split(&block.norm.forward(&x)?, [self.d_inner; 2])?; // (B, L, e)
             let [ahead, back] = &block.directions;
+            let projected = ahead.project(&block.in_proj, &block.norm.forward(&x)?)?;
             let y = (ahead.forward(&projected, &text, &rows, false)?
                 + back.forward(&projected, &text, &rows, true)?)?;
             x = (x + block.out_proj.forward(&y)?)?;

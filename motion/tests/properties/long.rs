@@ -266,12 +266,27 @@ fn filled_motion_lands_where_the_kept_frames_were() {
 
 #[test]
 fn grounding_hears_the_question_and_learns_a_batch() -> Result<()> {
-    let cfg = GrounderConfig {
-        d_model: 12,
-        n_layer: 2,
-        ssm_cfg: Mamba1Config { d_state: 4, ..Mamba1Config::default() },
-        condition: ConditionConfig::Text { dim: 3 },
-    };
+    let of_some_channels =
+        Mamba2Config { d_state: 4, headdim: 4, d_ssm: Some(16), ..Mamba2Config::default() };
+    let mut kinds = mixers().to_vec();
+    kinds.push(of_some_channels.into());
+    for ssm_cfg in kinds {
+        let name = format!("{ssm_cfg:?}");
+        grounding_hears_and_learns(ssm_cfg).map_err(|e| e.context(name))?;
+    }
+    Ok(())
+}
+
+fn grounding_hears_and_learns(ssm_cfg: MixerConfig) -> Result<()> {
+    let selected = 2 * ssm_cfg.d_state() // B and C
+        + match &ssm_cfg {
+            MixerConfig::Mamba1(ssm) => ssm.dt_rank.resolve(12),
+            MixerConfig::Mamba2(ssm) => ssm.nheads(12),
+            MixerConfig::Mamba3(ssm) => ssm.nheads(12),
+            MixerConfig::S4d(_) => 0,
+        };
+    let cfg =
+        GrounderConfig { d_model: 12, n_layer: 2, ssm_cfg, condition: ConditionConfig::Text { dim: 3 } };
     let params = Params::fresh(1, DType::F32, &CPU);
     let grounder = Grounder::new(&cfg, &params.builder())?;
     let motion = random((2, 10, N_FEATURES), 2);
@@ -296,7 +311,7 @@ fn grounding_hears_the_question_and_learns_a_batch() -> Result<()> {
             let name = format!("blocks.{block}.{direction}.text_proj.weight");
             let grad = grads.get(params.get(&name).unwrap().var().unwrap()).unwrap();
             let rows = grad.sqr()?.sum(1)?.to_vec1::<f32>()?;
-            assert_eq!(rows.len(), 1 + 2 * 4);
+            assert_eq!(rows.len(), selected);
             assert!(rows.iter().all(|&row| row > 0.0), "{name}: {rows:?}");
         }
     }
