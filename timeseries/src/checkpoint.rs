@@ -25,8 +25,11 @@ pub struct CheckpointConfig {
     pub pred_len: usize,
     /// The model.
     pub model: ModelConfig,
-    /// The columns that it sees and forecasts, in order.
+    /// The columns that it sees, in order.
     pub columns: Vec<String>,
+    /// Those that it was trained to forecast; empty for all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub targets: Vec<String>,
     /// What it was standardised by.
     pub scaler: Scaler,
     /// Time between rows; null where it is not known.
@@ -47,6 +50,32 @@ impl CheckpointConfig {
     pub fn sizes(&self) -> Sizes {
         let n_marks = if self.model.uses_marks() { crate::calendar::N_MARKS } else { 0 };
         Sizes { seq_len: self.seq_len, pred_len: self.pred_len, n_vars: self.columns.len(), n_marks }
+    }
+
+    /// Places among the columns of those that it forecasts.
+    pub fn target_places(&self) -> Vec<usize> {
+        let wanted = |column: &String| self.targets.is_empty() || self.targets.contains(column);
+        (0..self.columns.len()).filter(|&i| wanted(&self.columns[i])).collect()
+    }
+
+    /// The columns `(B, H, V)` that it forecasts, `(B, H, T)`.
+    pub fn only_targets(&self, values: &Tensor) -> candle_core::Result<Tensor> {
+        if self.targets.is_empty() {
+            return Ok(values.clone());
+        }
+        let places: Vec<u32> = self.target_places().into_iter().map(|i| i as u32).collect();
+        values.contiguous()?.index_select(&Tensor::new(places, values.device())?, 2)
+    }
+
+    /// Refuses targets that are no columns.
+    pub fn validate_targets(&self) -> Result<()> {
+        match self.targets.iter().find(|target| !self.columns.contains(target)) {
+            Some(target) => Err(Error::config(format!(
+                "targets: the model sees no column {target:?}, only {}",
+                self.columns.join(", ")
+            ))),
+            None => Ok(()),
+        }
     }
 }
 
@@ -95,6 +124,7 @@ impl ForecastCheckpoint {
             return Err(problem(format!("{n} columns need as many means and positive deviations")));
         }
         config.model.validate(config.sizes()).map_err(|e| problem(e.to_string()))?;
+        config.validate_targets().map_err(|e| problem(e.to_string()))?;
         Ok(Self { path: path.to_owned(), config, tensors: read.tensors, files: read.files })
     }
 
@@ -190,6 +220,7 @@ impl From<Published> for CheckpointConfig {
             pred_len: config.pred_len,
             model: ModelConfig::BiMambaPlus(model),
             columns,
+            targets: Vec::new(),
             scaler: Scaler { mean: scaler_mean, std: scaler_std },
             frequency: None,
             split: Split::default(),

@@ -20,6 +20,9 @@ pub struct ForecastConfig {
     pub pred_len: usize,
     /// What is trained on and what is held out.
     pub split: Split,
+    /// Columns that are forecast, of those that the model sees; empty for all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub targets: Vec<String>,
     /// The model.
     pub model: ModelConfig,
     /// Optimizer and schedule.
@@ -151,6 +154,7 @@ impl ForecastConfig {
             seq_len: 96,
             pred_len,
             split: Split::default(),
+            targets: Vec::new(),
             model: ModelConfig::named(model)?,
             train: TrainSettings::default(),
         };

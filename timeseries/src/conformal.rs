@@ -101,7 +101,7 @@ impl Calibration {
         }
     }
 
-    /// Share of values within the interval of a level, over windows and variables.
+    /// Share of values within the interval of a level, over windows and the columns that are forecast.
     pub fn coverage(
         &self,
         level: u8,
@@ -115,10 +115,13 @@ impl Calibration {
         let (mut inside, mut all) = (0usize, 0usize);
         let cells = self.pred_len * self.n_vars;
         let widths = &self.quantiles[(usize::from(level) - 1) * cells..][..cells];
+        let places = saved.target_places();
         for batch in windows.chunks(64) {
             let errors = multiples(model, saved, data, batch, device)?;
-            inside += errors.iter().enumerate().filter(|(i, e)| **e <= widths[i % cells]).count();
-            all += errors.len();
+            for (errors, widths) in errors.chunks(self.n_vars).zip(widths.chunks(self.n_vars).cycle()) {
+                inside += places.iter().filter(|&&i| errors[i] <= widths[i]).count();
+                all += places.len();
+            }
         }
         Ok(inside as f64 / all.max(1) as f64)
     }

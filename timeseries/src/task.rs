@@ -113,6 +113,7 @@ impl Task for Forecasting<'_> {
         let rng = || Some(Rng::stream(self.cfg.train.seed, "dropout", step));
         let error = (self.model.forward(&input, &mut rng())?.to_dtype(target.dtype())? - &target)?;
         self.model.note_costs(&self.params, &error, rng())?;
+        let error = self.saved.only_targets(&error)?;
         Ok(StepLoss { loss: self.cfg.train.loss.of(&error)?, items: target.dim(0)? })
     }
 
@@ -125,7 +126,8 @@ impl Task for Forecasting<'_> {
     }
 
     fn data_fingerprint(&self) -> String {
-        let mut bytes = format!("{:?} {}", self.cfg.split, self.windows.len()).into_bytes();
+        let mut bytes =
+            format!("{:?} {} {:?}", self.cfg.split, self.windows.len(), self.cfg.targets).into_bytes();
         bytes.extend(self.data.fingerprint());
         mamba_datasets::job::sha256(&bytes)
     }
@@ -135,7 +137,7 @@ impl Task for Forecasting<'_> {
     }
 }
 
-/// The errors of a model over windows; `seen` is told after each batch how many are done.
+/// The errors of a model over windows, of the columns that it is to forecast; `seen` is told after each batch how many are done.
 pub fn score(
     model: &ForecastModel,
     saved: &CheckpointConfig,
@@ -144,10 +146,11 @@ pub fn score(
     device: &Device,
     mut seen: impl FnMut(usize),
 ) -> candle_core::Result<ErrorSums> {
-    let mut sums = ErrorSums::new(saved.pred_len, saved.columns.len());
+    let mut sums = ErrorSums::new(saved.pred_len, saved.target_places().len());
     for (i, batch) in windows.chunks(SCORE_BATCH).enumerate() {
         let (input, target) = data.batch(batch, saved.model.uses_marks(), device)?;
-        sums.add(&model.forward(&input, &mut None)?, &target)?;
+        let forecast = model.forward(&input, &mut None)?;
+        sums.add(&saved.only_targets(&forecast)?, &saved.only_targets(&target)?)?;
         seen(i * SCORE_BATCH + batch.len());
     }
     Ok(sums)

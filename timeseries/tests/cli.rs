@@ -161,6 +161,34 @@ fn a_model_is_trained_tested_and_forecasts() {
 }
 
 #[test]
+fn what_helps_is_told_from_what_is_forecast() {
+    let folder = tempfile::tempdir().unwrap();
+    let (rows, all, one) =
+        (table(&folder, "load.csv", 400), folder.path().join("all"), folder.path().join("one"));
+    let of_both = last_json(&mut train(&rows, &all, &[]));
+    let of_load = last_json(&mut train(&rows, &one, &["--targets", "load"]));
+    assert_ne!(of_both["test"], of_load["test"]);
+    let (rows, run) = (rows.to_str().unwrap(), one.to_str().unwrap());
+    let info = last_json(&mut command(&["info", run, "--format", "json"]));
+    assert_eq!(info["config"]["columns"], serde_json::json!(["load", "price"]), "it sees both");
+    assert_eq!(info["config"]["targets"], serde_json::json!(["load"]));
+
+    let csv = stdout(&mut command(&["forecast", rows, "--checkpoint", run]));
+    assert_eq!(csv.lines().count(), 1 + 2 * 6);
+    assert!(csv.lines().skip(1).all(|line| line.split(',').nth(2) == Some("load")), "{csv}");
+    let tested = last_json(&mut command(&["backtest", rows, "--checkpoint", run, "--format", "json"]));
+    let columns: Vec<&str> =
+        tested["columns"].as_array().unwrap().iter().map(|c| c["column"].as_str().unwrap()).collect();
+    assert_eq!(columns, ["load"]);
+
+    let other = stderr(&mut command(&["forecast", rows, "--checkpoint", run, "--targets", "price"]), 1);
+    assert!(other.contains("the model does not forecast such a column, only load"), "{other}");
+    let unknown = stderr(&mut train(Path::new(rows), &folder.path().join("none"), &["--targets", "lode"]), 1);
+    assert!(unknown.contains("the model sees no column \"lode\", only load, price"), "{unknown}");
+    assert!(!folder.path().join("none").exists());
+}
+
+#[test]
 fn a_stopped_run_goes_on_to_the_same_weights() {
     let folder = tempfile::tempdir().unwrap();
     let rows = table(&folder, "load.csv", 300);

@@ -90,7 +90,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let source = Source::new(args.table_file.as_deref())?;
     let table = source.read(&TableOptions { columns: config.columns.clone(), ..config.table.clone() })?;
     let forecaster = Forecaster::new(&checkpoint, table.frequency, &[args.level], &device)?;
-    let (h, n) = (config.pred_len, config.columns.len());
+    let (h, n, targets) = (config.pred_len, config.columns.len(), config.target_places());
 
     let mut origins: Vec<(&Series, usize)> = Vec::new();
     for series in &table.series {
@@ -124,8 +124,9 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             let actual = &series.values[origin * n..(origin + h) * n];
             let last_season = &series.values[(origin - season) * n..origin * n];
             let interval = &forecast.intervals[0];
-            for (i, &value) in forecast.values.iter().enumerate() {
-                let (step, column) = (i / n, i % n);
+            for (step, &column) in (0..h).flat_map(|step| targets.iter().map(move |column| (step, column))) {
+                let i = step * n + column;
+                let value = forecast.values[i];
                 let sums = &mut sums[column];
                 sums.absolute[step] += (value - actual[i]).abs();
                 sums.error[step] += value - actual[i];
@@ -151,7 +152,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
                         table.frequency.format(series.times[origin - 1]).replace('T', " ")
                     ),
                     columns: &config.columns,
-                    shown: (0..n.min(picture::MAX_PANELS)).collect(),
+                    shown: targets.iter().copied().take(picture::MAX_PANELS).collect(),
                     times: &series.times[origin - config.seq_len..origin],
                     values: &series.values[(origin - config.seq_len) * n..origin * n],
                     forecast,
@@ -168,7 +169,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     if let Some(file) = file {
         file.commit()?;
     }
-    let lines: Vec<_> = sums.iter().zip(&config.columns).map(|(sums, name)| sums.line(name, h)).collect();
+    let lines: Vec<_> = targets.iter().map(|&i| sums[i].line(&config.columns[i], h)).collect();
     if args.common.format == Format::Json {
         println!(
             "{}",

@@ -8,7 +8,7 @@ use mamba_core::cli::CommonArgs;
 use mamba_datasets::job::Shard;
 use mamba_datasets::job::arrow_array::{ArrayRef, Float64Array, RecordBatch, StringArray};
 use mamba_datasets::job::arrow_schema::{DataType, Field, Schema, SchemaRef};
-use mamba_timeseries::checkpoint::ForecastCheckpoint;
+use mamba_timeseries::checkpoint::{CheckpointConfig, ForecastCheckpoint};
 use mamba_timeseries::forecast::{Forecast, Forecaster};
 use mamba_timeseries::picture::{self, ForecastPicture};
 use mamba_timeseries::table::{Series, SeriesStream, TableOptions};
@@ -52,7 +52,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "LEVELS", default_value = "80,95")]
     level: Levels,
 
-    /// Columns to write and draw, separated by commas [default: all]
+    /// Columns to write and draw, separated by commas [default: all that the model was trained to forecast]
     #[arg(long, value_name = "COLUMNS", value_delimiter = ',')]
     targets: Vec<String>,
 
@@ -109,7 +109,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let config = checkpoint.config();
     let source = Source::new(args.table_file.as_deref())?;
     let options = source.options(&TableOptions { columns: config.columns.clone(), ..config.table.clone() });
-    let targets = targets(&args.targets, &config.columns)?;
+    let targets = targets(&args.targets, config)?;
     let note = |line: &str| {
         if !args.common.quiet {
             eprintln!("{line}");
@@ -168,13 +168,15 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
 }
 
 /// Places of the columns that are asked for.
-fn targets(wanted: &[String], columns: &[String]) -> Result<Vec<usize>> {
+fn targets(wanted: &[String], config: &CheckpointConfig) -> Result<Vec<usize>> {
+    let forecast = config.target_places();
     if wanted.is_empty() {
-        return Ok((0..columns.len()).collect());
+        return Ok(forecast);
     }
     let place = |name: &String| {
-        columns.iter().position(|column| column == name).with_context(|| {
-            format!("--targets {name}: the model has no such column, only {}", columns.join(", "))
+        forecast.iter().copied().find(|&i| config.columns[i] == *name).with_context(|| {
+            let names: Vec<&str> = forecast.iter().map(|&i| config.columns[i].as_str()).collect();
+            format!("--targets {name}: the model does not forecast such a column, only {}", names.join(", "))
         })
     };
     wanted.iter().map(place).collect()

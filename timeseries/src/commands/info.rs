@@ -53,6 +53,9 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             lines.add("settings", serde_json::to_string(&config.model)?);
             lines.add("sees", format!("{} rows, forecasts {}", config.seq_len, config.pred_len));
             lines.add("columns", config.columns.join(", "));
+            if !config.targets.is_empty() {
+                lines.add("forecasts", config.targets.join(", "));
+            }
             let frequency = config.frequency.map_or_else(|| "not known".to_string(), |f| f.to_string());
             lines.add("rows every", frequency);
             lines.add(

@@ -23,6 +23,7 @@ use std::process::ExitCode;
 #[command(after_help = "Examples:\n  \
     mamba-timeseries train --out runs/weather\n  \
     mamba-timeseries train load.csv --out runs/load --horizon 48 --model bi-mamba-plus\n  \
+    mamba-timeseries train load.csv --out runs/load --columns load,temperature,price --targets load\n  \
     mamba-timeseries train etth1 --preset etth1 --horizon 96 --out runs/etth1_96\n  \
     mamba-timeseries train load.csv --out runs/load --resume")]
 pub(crate) struct Args {
@@ -54,6 +55,10 @@ pub(crate) struct Args {
     /// Rows that the model looks back [default: 96]
     #[arg(long, value_name = "ROWS")]
     look_back: Option<usize>,
+
+    /// Columns to forecast, separated by commas; the others that the model sees only help [default: all]
+    #[arg(long, value_name = "COLUMNS", value_delimiter = ',')]
+    targets: Vec<String>,
 
     /// Shares of training and test rows, for example 0.7,0.2; the rest is for validation
     #[arg(long, value_name = "SHARES")]
@@ -98,6 +103,9 @@ impl Args {
         let mut cfg = self.settings.resolve(&preset)?;
         cfg.seq_len = self.look_back.unwrap_or(cfg.seq_len);
         cfg.split = self.split.map_or(cfg.split, |Shares(split)| split);
+        if !self.targets.is_empty() {
+            cfg.targets.clone_from(&self.targets);
+        }
         let train = &mut cfg.train;
         train.seed = self.settings.seed.unwrap_or(train.seed);
         train.epochs = self.epochs.unwrap_or(train.epochs);
@@ -176,6 +184,7 @@ impl Run<'_> {
             pred_len: cfg.pred_len,
             model: decide(&cfg.model, &data),
             columns: data.columns().to_vec(),
+            targets: cfg.targets.clone(),
             scaler: data.scaler().clone(),
             frequency: Some(table.frequency),
             split: cfg.split,
@@ -194,6 +203,7 @@ impl Run<'_> {
             });
         }
         saved.model.validate(saved.sizes())?;
+        saved.validate_targets()?;
         let params = match self.init {
             Some(dir) => {
                 let checkpoint = checkpoint::load(dir, None)?;
