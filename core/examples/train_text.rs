@@ -4,11 +4,11 @@ mod support;
 
 use anyhow::Result;
 use clap::Parser;
-use mamba_core::cli::{CommonArgs, Format, HintExt, INTERRUPTED, SettingsArgs, run_main};
+use mamba_core::cli::{CommonArgs, Format, SettingsArgs, interrupted, open_run, run_main};
 use mamba_core::lm::{LmConfig, MambaLm};
-use mamba_core::run_folder::{RunFolder, RunInfo};
+use mamba_core::run_folder::RunInfo;
 use mamba_core::text::Tokenizer;
-use mamba_core::train::{self, Console, Outcome, Stop, TrainConfig};
+use mamba_core::train::{self, Console, Stop, TrainConfig};
 use mamba_core::{Error, Params, checkpoint};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -103,10 +103,7 @@ fn run(args: Args) -> Result<ExitCode> {
     cfg.validate()?;
     let mut console = Console::new(args.common.format, args.common.quiet);
     let text = Text::of_bytes(&args.text, cfg.length)?;
-    let folder = match args.resume {
-        true => RunFolder::resume(&args.out)?,
-        false => RunFolder::create(&args.out).hint("--resume goes on with it")?,
-    };
+    let folder = open_run(&args.out, args.resume)?;
     let params = Params::fresh(cfg.train.seed, args.common.dtype(), &device);
     let lm = MambaLm::new(&cfg.model, &params.builder())?;
     console.note(&format!(
@@ -118,16 +115,12 @@ fn run(args: Args) -> Result<ExitCode> {
     ));
     Tokenizer::bytes().save(folder.dir())?;
     let settings = json!({ "config": &cfg, "text": &args.text });
-    let mut info = RunInfo::new("train_text", env!("CARGO_PKG_VERSION"), &device, cfg.train.seed, settings);
-    folder.save_info(&info)?;
+    let info = RunInfo::new("train_text", env!("CARGO_PKG_VERSION"), &device, cfg.train.seed, settings);
     let (model, length) = (&cfg.model, cfg.length);
     let mut task = TextModel { model, train: &cfg.train, length, text: &text, params, lm, unit: "B" };
-    let report = train::run(&mut task, &cfg.train, &folder, &mut console, &Stop::on_signals()?)?;
-    info.finish(&format!("{:?}", report.outcome), report.step);
-    folder.save_info(&info)?;
-    if report.outcome == Outcome::Interrupted {
-        console.note(&format!("saved in {}; the same command with --resume goes on", args.out.display()));
-        return Ok(ExitCode::from(INTERRUPTED));
+    let stop = Stop::on_signals()?;
+    if train::run_recorded(&mut task, &cfg.train, &folder, info, &mut console, &stop)?.is_none() {
+        return Ok(interrupted(&console, &args.out));
     }
     let best = MambaLm::load(checkpoint::load_dir(&args.out)?, args.common.dtype(), &device)?;
     let bits = mean_loss(&best, &text.test, &device)? / LN_2;

@@ -32,6 +32,7 @@ use crate::{Error, Init, Rng};
 use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
 use mamba_kernels::linear::compact;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// One named parameter.
@@ -112,6 +113,16 @@ impl Params {
     /// Trainable parameters, initialised from `seed`. A value depends on seed and name only, not on creation order.
     pub fn fresh(seed: u64, dtype: DType, device: &Device) -> Self {
         Self::new(None, seed, true, dtype, device)
+    }
+
+    /// What a training starts from: the checkpoint in a folder, as in [`trainable`](Self::trainable), or fresh values.
+    pub fn start(from: Option<&Path>, seed: u64, dtype: DType, device: &Device) -> crate::Result<Self> {
+        Ok(match from {
+            Some(folder) => {
+                Self::trainable(crate::checkpoint::load(folder, None)?.tensors, seed, dtype, device)
+            }
+            None => Self::fresh(seed, dtype, device),
+        })
     }
 
     /// Trainable parameters with the values of a checkpoint: fine-tuning. `seed` initialises those that it lacks.

@@ -152,7 +152,10 @@ fn what_cannot_be_used_is_named() {
         ("--set denoiser.ssm_cfg.type=mamba2", "spatial scans of width 4"),
         ("--set stream.training.chunk=3", "chunk 3 must lie in 8 to 2000"),
         ("--set grounding.ssm_cfg.type=s4d", "scans of s4d select nothing"),
-        ("--set grounding.ssm_cfg.type=mamba2 --set grounding.ssm_cfg.headdim=7", "grounding.ssm_cfg: headdim 7"),
+        (
+            "--set grounding.ssm_cfg.type=mamba2 --set grounding.ssm_cfg.headdim=7",
+            "grounding.ssm_cfg: headdim 7",
+        ),
     ] {
         let (code, _, stderr) = motion(&format!("train --out {} {flags}", dir.join("r3").display()));
         assert!(code == 2 && stderr.contains(message), "{flags}: {stderr}");

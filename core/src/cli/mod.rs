@@ -24,11 +24,15 @@
 mod messages;
 mod process;
 mod settings;
+#[cfg(feature = "train")]
+mod training;
 
 pub use crate::progress::{Format, Progress, progress};
 pub use messages::{HintExt, Hinted, INTERRUPTED, USAGE, run_main};
 pub use process::{peak_memory, tune_allocator, tune_candle};
 pub use settings::resolve;
+#[cfg(feature = "train")]
+pub use training::{TrainingArgs, interrupted, open_run};
 
 use crate::{DeviceChoice, Error, Result};
 use candle_core::{DType, Device};
@@ -80,7 +84,7 @@ pub struct CommonArgs {
 }
 
 /// Flags of commands that have settings beyond their flags: training. Flatten it beside [`CommonArgs`].
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, Debug, Default, clap::Args)]
 pub struct SettingsArgs {
     /// Seed of everything random [default: the settings' own]
     #[arg(long, value_name = "SEED", help_heading = "Settings")]

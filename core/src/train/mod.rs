@@ -15,7 +15,7 @@ pub use stop::Stop;
 
 use crate::device::peak_memory;
 use crate::optim::{AdamW, Ema, Gradients};
-use crate::run_folder::{Metric, MetricsLog, Record, RunFolder};
+use crate::run_folder::{Metric, MetricsLog, Record, RunFolder, RunInfo};
 use crate::{Error, Params, Result};
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -166,6 +166,22 @@ struct State {
     seconds: f64,
     /// Model, settings and data, which a resumed run must share.
     identity: Value,
+}
+
+/// [`run`] with its record in the folder, `run.json`: what runs, and how it ended. `None` if it was interrupted, with all saved.
+pub fn run_recorded(
+    task: &mut dyn Task,
+    config: &TrainConfig,
+    folder: &RunFolder,
+    mut info: RunInfo,
+    console: &mut Console,
+    stop: &Stop,
+) -> Result<Option<Report>> {
+    folder.save_info(&info)?;
+    let report = run(task, config, folder, console, stop)?;
+    info.finish(&format!("{:?}", report.outcome), report.step);
+    folder.save_info(&info)?;
+    Ok((report.outcome != Outcome::Interrupted).then_some(report))
 }
 
 /// Trains until done, stopped or out of time; starts where the folder's save left off.

@@ -4,9 +4,9 @@ mod sources;
 
 use super::predictions::Table;
 use anyhow::{Context, Result};
-use mamba_core::cli::{CommonArgs, Format, HintExt, INTERRUPTED, SettingsArgs};
-use mamba_core::run_folder::{RunFolder, RunInfo};
-use mamba_core::train::{self, Console, Outcome, Stop};
+use mamba_core::cli::{CommonArgs, Format, INTERRUPTED, SettingsArgs, interrupted, open_run};
+use mamba_core::run_folder::RunInfo;
+use mamba_core::train::{self, Console, Stop};
 use mamba_core::{checkpoint, plot};
 use mamba_datasets::job;
 use mamba_genomics::CaduceusConfig;
@@ -271,10 +271,7 @@ impl Run<'_> {
 
         let params = cfg.params(self.loaded.clone(), self.args.common.dtype(), &self.device)?;
         let mut task = Finetuning::new(&cfg, &target, &train, &valid, params)?;
-        let folder = match self.args.resume {
-            true => RunFolder::resume(out)?,
-            false => RunFolder::create(out).hint("--resume goes on with it")?,
-        };
+        let folder = open_run(out, self.args.resume)?;
         let parameters = train::Task::params(&task).count();
         let trained: usize = train::Task::params(&task).vars().iter().map(|var| var.elem_count()).sum();
         console.note(&format!(
@@ -283,16 +280,13 @@ impl Run<'_> {
         ));
         let settings = json!({ "finetune": &cfg, "table": &self.args.table, "class": &self.args.class });
         let (name, version) = ("mamba-genomics", env!("CARGO_PKG_VERSION"));
-        let mut info = RunInfo::new(name, version, &self.device, cfg.train.seed, settings);
-        folder.save_info(&info)?;
-        let report = train::run(&mut task, &cfg.train, &folder, &mut console, &self.stop)?;
-        info.finish(&format!("{:?}", report.outcome), report.step);
-        folder.save_info(&info)?;
+        let info = RunInfo::new(name, version, &self.device, cfg.train.seed, settings);
+        let report = train::run_recorded(&mut task, &cfg.train, &folder, info, &mut console, &self.stop)?;
         drop(task);
-        if report.outcome == Outcome::Interrupted {
-            console.note(&format!("saved in {}; the same command with --resume goes on", out.display()));
+        let Some(report) = report else {
+            interrupted(&console, out);
             return Ok(None);
-        }
+        };
 
         let predictor = Predictor::open(out, self.args.common.dtype(), &self.device)?;
         let score = |examples: &Examples| -> Result<Option<(Report, Vec<Vec<f64>>)>> {

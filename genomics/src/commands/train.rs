@@ -1,9 +1,9 @@
 //! `train`: masked-language-model pre-training.
 
 use anyhow::{Context, Result};
-use mamba_core::cli::{CommonArgs, HintExt, SettingsArgs};
-use mamba_core::run_folder::{RunFolder, RunInfo};
-use mamba_core::train::{self, Console, Outcome, Stop, TrainConfig};
+use mamba_core::cli::{CommonArgs, TrainingArgs, interrupted};
+use mamba_core::run_folder::RunInfo;
+use mamba_core::train::{self, Console, Stop, TrainConfig};
 use mamba_core::{Params, checkpoint};
 use mamba_genomics::fasta::FastaOptions;
 use mamba_genomics::genome::Genome;
@@ -31,10 +31,6 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR", default_value = "runs/caduceus")]
     out: PathBuf,
 
-    /// Go on where the run in --out was saved
-    #[arg(long)]
-    resume: bool,
-
     /// Size of the model: tiny, small, base or released [default: small; tiny for the bundled genome]
     #[arg(long, value_name = "NAME")]
     preset: Option<String>,
@@ -51,10 +47,6 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
 
-    /// Stop after so many minutes, saved and evaluated
-    #[arg(long, value_name = "M")]
-    minutes: Option<f64>,
-
     /// Bases in a training window
     #[arg(long, value_name = "BASES")]
     length: Option<usize>,
@@ -67,16 +59,8 @@ pub(crate) struct Args {
     #[arg(long)]
     recompute: bool,
 
-    /// Windows in a batch
-    #[arg(long, value_name = "N")]
-    batch: Option<usize>,
-
-    /// Highest learning rate
-    #[arg(long, value_name = "RATE")]
-    learning_rate: Option<f64>,
-
     #[command(flatten)]
-    settings: SettingsArgs,
+    training: TrainingArgs,
 
     #[command(flatten)]
     common: CommonArgs,
@@ -85,22 +69,18 @@ pub(crate) struct Args {
 impl Args {
     /// The defaults of the command line, with the run in `out`.
     pub(crate) fn for_run(out: &Path, minutes: f64, common: CommonArgs) -> Self {
-        let settings = SettingsArgs { seed: None, config: None, set: Vec::new() };
+        let training = TrainingArgs { resume: true, minutes: Some(minutes), ..TrainingArgs::default() };
         Self {
             fasta: Vec::new(),
             out: out.to_path_buf(),
-            resume: true,
             preset: None,
             ph: false,
             init: None,
             steps: None,
-            minutes: Some(minutes),
             length: None,
             warmup_length: None,
             recompute: false,
-            batch: None,
-            learning_rate: None,
-            settings,
+            training,
             common,
         }
     }
@@ -127,19 +107,15 @@ impl Args {
             true => DataConfig { length: 256, valid: 0.1, test: 0.1, ..DataConfig::default() },
             false => DataConfig::default(),
         };
-        let mut cfg = self.settings.resolve(&PretrainConfig {
+        let mut cfg = self.training.settings.resolve(&PretrainConfig {
             model,
             train,
             data,
             length_warmup: None,
             recompute: false,
         })?;
-        let train = &mut cfg.train;
-        train.seed = self.settings.seed.unwrap_or(train.seed);
-        train.steps = self.steps.unwrap_or(train.steps);
-        train.batch_size = self.batch.unwrap_or(train.batch_size);
-        train.learning_rate = self.learning_rate.unwrap_or(train.learning_rate);
-        train.max_minutes = self.minutes.or(train.max_minutes);
+        self.training.apply(&mut cfg.train);
+        cfg.train.steps = self.steps.unwrap_or(cfg.train.steps);
         cfg.data.length = self.length.unwrap_or(cfg.data.length);
         if let Some(from) = self.warmup_length {
             cfg.length_warmup = Some(LengthWarmup { from, steps: cfg.train.steps / 2 });
@@ -172,17 +148,9 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     console.note(&format!("{} records, {}", genome.records().len(), genome.counts()));
     let data = PretrainData::new(genome, &cfg.data)?;
 
-    let params = match &args.init {
-        Some(dir) => {
-            let checkpoint = checkpoint::load(dir, None)?;
-            Params::trainable(checkpoint.tensors, cfg.train.seed, args.common.dtype(), &device)
-        }
-        None => Params::fresh(cfg.train.seed, args.common.dtype(), &device),
-    };
-    let folder = match args.resume {
-        true => RunFolder::resume(&args.out)?,
-        false => RunFolder::create(&args.out).hint("--resume goes on with it")?,
-    };
+    let (seed, dtype) = (cfg.train.seed, args.common.dtype());
+    let params = Params::start(args.init.as_deref(), seed, dtype, &device)?;
+    let folder = args.training.folder(&args.out)?;
     let mut task = Pretraining::new(&cfg, &data, params)?;
     let bases = |intervals: &[mamba_genomics::genome::Interval]| -> usize {
         intervals.iter().map(mamba_genomics::genome::Interval::len).sum()
@@ -196,15 +164,10 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         bases(&split.test)
     ));
     let settings = serde_json::json!({ "pretrain": &cfg, "fasta": &args.fasta });
-    let mut info =
-        RunInfo::new("mamba-genomics", env!("CARGO_PKG_VERSION"), &device, cfg.train.seed, settings);
-    folder.save_info(&info)?;
-    let report = train::run(&mut task, &cfg.train, &folder, &mut console, &Stop::on_signals()?)?;
-    info.finish(&format!("{:?}", report.outcome), report.step);
-    folder.save_info(&info)?;
-    if report.outcome == Outcome::Interrupted {
-        console.note(&format!("saved in {}; the same command with --resume goes on", args.out.display()));
-        return Ok(ExitCode::from(mamba_core::cli::INTERRUPTED));
+    let info = RunInfo::new("mamba-genomics", env!("CARGO_PKG_VERSION"), &device, cfg.train.seed, settings);
+    let stop = Stop::on_signals()?;
+    if train::run_recorded(&mut task, &cfg.train, &folder, info, &mut console, &stop)?.is_none() {
+        return Ok(interrupted(&console, &args.out));
     }
     drop(task);
     let (score, table) = test_table(&cfg, &data, &args.out, &device, &args.common)?;

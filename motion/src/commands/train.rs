@@ -3,7 +3,7 @@
 use anyhow::Result;
 use candle_core::Device;
 use mamba_core::Params;
-use mamba_core::cli::{CommonArgs, HintExt, INTERRUPTED, SettingsArgs};
+use mamba_core::cli::{CommonArgs, HintExt, INTERRUPTED, SettingsArgs, interrupted};
 use mamba_core::run_folder::{RunFolder, RunInfo};
 use mamba_core::train::{self, Console, Outcome, Stop, Task, TrainConfig};
 use mamba_datasets::registry::resolve_all;
@@ -173,17 +173,13 @@ impl Stages<'_> {
         let folder = RunFolder::resume(self.args.out.join(name))?;
         self.console.note(&format!("{name}: {} parameters", task.params().count()));
         let settings = serde_json::json!({ "motion": self.cfg, "data": self.args.data });
-        let mut info =
+        let info =
             RunInfo::new("mamba-motion", env!("CARGO_PKG_VERSION"), &self.device, train.seed, settings);
-        folder.save_info(&info)?;
-        let report = train::run(task, train, &folder, &mut self.console, &self.stop)?;
-        info.finish(&format!("{:?}", report.outcome), report.step);
-        folder.save_info(&info)?;
-        if report.outcome == Outcome::Interrupted {
-            let out = self.args.out.display();
-            self.console.note(&format!("saved in {out}; the same command with --resume goes on"));
+        let report = train::run_recorded(task, train, &folder, info, &mut self.console, &self.stop)?;
+        if report.is_none() {
+            interrupted(&self.console, &self.args.out);
         }
-        Ok(report.outcome != Outcome::Interrupted)
+        Ok(report.is_some())
     }
 }
 

@@ -2,10 +2,10 @@
 
 use super::compare::{data_name, save_results};
 use anyhow::Result;
-use mamba_core::cli::{CommonArgs, Format, HintExt, SettingsArgs};
+use mamba_core::cli::{CommonArgs, Format, TrainingArgs, interrupted};
 use mamba_core::optim::Decay;
-use mamba_core::run_folder::{RunFolder, RunInfo};
-use mamba_core::train::{self, Console, Outcome, Stop, Task, TrainConfig};
+use mamba_core::run_folder::RunInfo;
+use mamba_core::train::{self, Console, Stop, Task, TrainConfig};
 use mamba_core::{Error, Params};
 use mamba_datasets::registry::resolve_all;
 use mamba_datasets::{Fractions, index_split};
@@ -67,28 +67,12 @@ struct TrainArgs {
     #[arg(long, value_name = "DIR", default_value = "runs/kt")]
     out: PathBuf,
 
-    /// Go on where the run in --out was saved
-    #[arg(long)]
-    resume: bool,
-
     /// Passes over the training answers at most
     #[arg(long, value_name = "N", default_value_t = 12.0)]
     epochs: f64,
 
-    /// Stop after so many minutes, saved and evaluated
-    #[arg(long, value_name = "M")]
-    minutes: Option<f64>,
-
-    /// Students in a batch
-    #[arg(long, value_name = "N")]
-    batch: Option<usize>,
-
-    /// Highest learning rate
-    #[arg(long, value_name = "RATE")]
-    learning_rate: Option<f64>,
-
     #[command(flatten)]
-    settings: SettingsArgs,
+    training: TrainingArgs,
 
     #[command(flatten)]
     common: CommonArgs,
@@ -110,7 +94,7 @@ impl TrainArgs {
         let (valid, test) = (given(&self.valid)?, given(&self.test)?);
         let share = |log: &Option<AnswerLog>, share: f64| if log.is_some() { 0.0 } else { share };
         let fractions = Fractions { valid: share(&valid, 0.1), test: share(&test, 0.2) };
-        let places = index_split(all.students(), fractions, self.settings.seed.unwrap_or(0))?;
+        let places = index_split(all.students(), fractions, self.training.settings.seed.unwrap_or(0))?;
         let (drawn_test, rest) = all.split(&places.test);
         let (drawn_valid, train) = match fractions.test {
             0.0 => all.split(&places.valid),
@@ -133,24 +117,20 @@ impl TrainArgs {
             ..TrainConfig::default()
         };
         let mut cfg = KtConfig { model: Mamba4KtConfig::default(), train };
-        let first = self.with_flags(self.settings.resolve(&cfg)?);
+        let first = self.with_flags(self.training.settings.resolve(&cfg)?);
         let epoch = KtTraining::steps_per_epoch(data, first.train.batch_size);
         if !(self.epochs > 0.0 && self.epochs.is_finite()) {
             return Err(Error::Config(format!("--epochs {}: must be above 0", self.epochs)).into());
         }
         cfg.train.steps = ((epoch as f64 * self.epochs) as u64).max(1);
         (cfg.train.eval_every, cfg.train.save_every) = (epoch.max(1), epoch.max(1));
-        let cfg = self.with_flags(self.settings.resolve(&cfg)?);
+        let cfg = self.with_flags(self.training.settings.resolve(&cfg)?);
         cfg.validate()?;
         Ok(cfg)
     }
 
     fn with_flags(&self, mut cfg: KtConfig) -> KtConfig {
-        let train = &mut cfg.train;
-        train.seed = self.settings.seed.unwrap_or(train.seed);
-        train.batch_size = self.batch.unwrap_or(train.batch_size);
-        train.learning_rate = self.learning_rate.unwrap_or(train.learning_rate);
-        train.max_minutes = self.minutes.or(train.max_minutes);
+        self.training.apply(&mut cfg.train);
         cfg
     }
 }
@@ -177,22 +157,15 @@ fn train(args: TrainArgs) -> Result<ExitCode> {
         data.test.len()
     ));
     let params = Params::fresh(cfg.train.seed, args.common.dtype(), &device);
-    let folder = match args.resume {
-        true => RunFolder::resume(&args.out)?,
-        false => RunFolder::create(&args.out).hint("--resume goes on with it")?,
-    };
+    let folder = args.training.folder(&args.out)?;
     let mut task = KtTraining::new(&cfg, &data, params)?;
     console.note(&format!("mamba4kt: {} parameters", task.params().count()));
     let settings = json!({ "kt": &cfg, "data": &args.data, "valid": &args.valid, "test": &args.test });
-    let mut info = RunInfo::new("mamba-recsys", env!("CARGO_PKG_VERSION"), &device, cfg.train.seed, settings);
-    folder.save_info(&info)?;
+    let info = RunInfo::new("mamba-recsys", env!("CARGO_PKG_VERSION"), &device, cfg.train.seed, settings);
     write_items(&args.out, &data.skills, &data.counts())?;
-    let report = train::run(&mut task, &cfg.train, &folder, &mut console, &Stop::on_signals()?)?;
-    info.finish(&format!("{:?}", report.outcome), report.step);
-    folder.save_info(&info)?;
-    if report.outcome == Outcome::Interrupted {
-        console.note(&format!("saved in {}; the same command with --resume goes on", args.out.display()));
-        return Ok(ExitCode::from(mamba_core::cli::INTERRUPTED));
+    let stop = Stop::on_signals()?;
+    if train::run_recorded(&mut task, &cfg.train, &folder, info, &mut console, &stop)?.is_none() {
+        return Ok(interrupted(&console, &args.out));
     }
     drop(task);
 

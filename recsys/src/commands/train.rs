@@ -4,10 +4,10 @@ use super::compare::{data_name, save_results};
 use super::eval::{Table, test};
 use super::log::LogArgs;
 use anyhow::Result;
-use mamba_core::cli::{CommonArgs, HintExt, SettingsArgs};
+use mamba_core::cli::{CommonArgs, TrainingArgs, interrupted};
 use mamba_core::optim::Decay;
-use mamba_core::run_folder::{RunFolder, RunInfo};
-use mamba_core::train::{self, Console, Outcome, Stop, Task, TrainConfig};
+use mamba_core::run_folder::RunInfo;
+use mamba_core::train::{self, Console, Stop, Task, TrainConfig};
 use mamba_core::{Error, Mamba2Config, Params};
 use mamba_recsys::ModelConfig;
 use mamba_recsys::checkpoint::{RecCheckpoint, write_items};
@@ -33,10 +33,6 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR", default_value = "runs/recsys")]
     out: PathBuf,
 
-    /// Go on where the run in --out was saved
-    #[arg(long)]
-    resume: bool,
-
     /// The model
     #[arg(long, value_name = "NAME", default_value = "mamba4rec", value_parser = ModelConfig::NAMES)]
     model: String,
@@ -49,24 +45,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N")]
     epochs: Option<f64>,
 
-    /// Stop after so many minutes, saved and evaluated
-    #[arg(long, value_name = "M")]
-    minutes: Option<f64>,
-
-    /// Sequences in a batch
-    #[arg(long, value_name = "N")]
-    batch: Option<usize>,
-
-    /// Highest learning rate
-    #[arg(long, value_name = "RATE")]
-    learning_rate: Option<f64>,
-
     /// Most items of a history that the model sees
     #[arg(long, value_name = "ITEMS")]
     max_length: Option<usize>,
 
     #[command(flatten)]
-    settings: SettingsArgs,
+    training: TrainingArgs,
 
     #[command(flatten)]
     common: CommonArgs,
@@ -105,7 +89,7 @@ impl Args {
             (ObjectiveConfig { positions, ..ObjectiveConfig::default() }, EvalConfig::default());
         let mut cfg = RunConfig { model, data, objective, eval, train };
 
-        let first = self.with_flags(self.settings.resolve(&cfg)?);
+        let first = self.with_flags(self.training.settings.resolve(&cfg)?);
         let dataset = Dataset::new(log, &first.data.filter)?;
         let split = Split::new(&dataset, &first.data.split)?;
         let length = first.data.max_length.max(1);
@@ -117,17 +101,13 @@ impl Args {
         }
         cfg.train.steps = ((epoch as f64 * epochs) as u64).max(1);
         (cfg.train.eval_every, cfg.train.save_every) = (epoch.max(1), epoch.max(1));
-        let cfg = self.with_flags(self.settings.resolve(&cfg)?);
+        let cfg = self.with_flags(self.training.settings.resolve(&cfg)?);
         cfg.validate()?;
         Ok(cfg)
     }
 
     fn with_flags(&self, mut cfg: RunConfig) -> RunConfig {
-        let train = &mut cfg.train;
-        train.seed = self.settings.seed.unwrap_or(train.seed);
-        train.batch_size = self.batch.unwrap_or(train.batch_size);
-        train.learning_rate = self.learning_rate.unwrap_or(train.learning_rate);
-        train.max_minutes = self.minutes.or(train.max_minutes);
+        self.training.apply(&mut cfg.train);
         cfg.data.max_length = self.max_length.unwrap_or(cfg.data.max_length);
         cfg
     }
@@ -154,10 +134,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     drop(log);
 
     let params = Params::fresh(cfg.train.seed, args.common.dtype(), &device);
-    let folder = match args.resume {
-        true => RunFolder::resume(&args.out)?,
-        false => RunFolder::create(&args.out).hint("--resume goes on with it")?,
-    };
+    let folder = args.training.folder(&args.out)?;
     let mut task = Training::new(&cfg, &data, params)?;
     console.note(&format!(
         "{}: {} parameters; {} steps of {} sequences are an epoch",
@@ -167,15 +144,11 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         cfg.train.batch_size
     ));
     let settings = serde_json::json!({ "recsys": &cfg, "data": &args.log.data });
-    let mut info = RunInfo::new("mamba-recsys", env!("CARGO_PKG_VERSION"), &device, cfg.train.seed, settings);
-    folder.save_info(&info)?;
+    let info = RunInfo::new("mamba-recsys", env!("CARGO_PKG_VERSION"), &device, cfg.train.seed, settings);
     write_items(&args.out, &dataset.items, &data.popularity)?;
-    let report = train::run(&mut task, &cfg.train, &folder, &mut console, &Stop::on_signals()?)?;
-    info.finish(&format!("{:?}", report.outcome), report.step);
-    folder.save_info(&info)?;
-    if report.outcome == Outcome::Interrupted {
-        console.note(&format!("saved in {}; the same command with --resume goes on", args.out.display()));
-        return Ok(ExitCode::from(mamba_core::cli::INTERRUPTED));
+    let stop = Stop::on_signals()?;
+    if train::run_recorded(&mut task, &cfg.train, &folder, info, &mut console, &stop)?.is_none() {
+        return Ok(interrupted(&console, &args.out));
     }
     drop(task);
 

@@ -1,10 +1,10 @@
 //! `train`: enhancement on mixtures.
 
 use anyhow::Result;
-use mamba_core::cli::{CommonArgs, HintExt, SettingsArgs};
-use mamba_core::run_folder::{RunFolder, RunInfo};
-use mamba_core::train::{self, Console, Outcome, Stop, Task, TrainConfig};
-use mamba_core::{Params, checkpoint};
+use mamba_core::Params;
+use mamba_core::cli::{CommonArgs, TrainingArgs, interrupted};
+use mamba_core::run_folder::RunInfo;
+use mamba_core::train::{self, Console, Stop, Task, TrainConfig};
 use mamba_datasets::registry::resolve_all;
 use mamba_speech::Config;
 use mamba_speech::losses::LossWeights;
@@ -33,10 +33,6 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR", default_value = "runs/speech")]
     out: PathBuf,
 
-    /// Go on where the run in --out was saved
-    #[arg(long)]
-    resume: bool,
-
     /// Size of the model: semamba, semamba-small or semamba-stream
     #[arg(long, value_name = "NAME", default_value = "semamba-small")]
     preset: String,
@@ -49,20 +45,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
 
-    /// Stop after so many minutes, saved and evaluated
-    #[arg(long, value_name = "M")]
-    minutes: Option<f64>,
-
-    /// Segments in a batch
-    #[arg(long, value_name = "N")]
-    batch: Option<usize>,
-
-    /// Highest learning rate
-    #[arg(long, value_name = "RATE")]
-    learning_rate: Option<f64>,
-
     #[command(flatten)]
-    settings: SettingsArgs,
+    training: TrainingArgs,
 
     #[command(flatten)]
     common: CommonArgs,
@@ -93,13 +77,9 @@ impl Args {
             false => MixtureConfig::default(),
         };
         let preset = EnhancementConfig { model, train, data, loss: LossWeights::default() };
-        let mut cfg = self.settings.resolve(&preset)?;
-        let train = &mut cfg.train;
-        train.seed = self.settings.seed.unwrap_or(train.seed);
-        train.steps = self.steps.unwrap_or(train.steps);
-        train.batch_size = self.batch.unwrap_or(train.batch_size);
-        train.learning_rate = self.learning_rate.unwrap_or(train.learning_rate);
-        train.max_minutes = self.minutes.or(train.max_minutes);
+        let mut cfg = self.training.settings.resolve(&preset)?;
+        self.training.apply(&mut cfg.train);
+        cfg.train.steps = self.steps.unwrap_or(cfg.train.steps);
         cfg.validate()?;
         Ok(cfg)
     }
@@ -124,30 +104,18 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         )?,
     };
     console.note(&mixtures.describe());
-    let params = match &args.init {
-        Some(path) => {
-            let tensors = checkpoint::load(path, None)?.tensors;
-            Params::trainable(tensors, cfg.train.seed, args.common.dtype(), &device)
-        }
-        None => Params::fresh(cfg.train.seed, args.common.dtype(), &device),
-    };
-    let folder = match args.resume {
-        true => RunFolder::resume(&args.out)?,
-        false => RunFolder::create(&args.out).hint("--resume goes on with it")?,
-    };
+    let (seed, dtype) = (cfg.train.seed, args.common.dtype());
+    let params = Params::start(args.init.as_deref(), seed, dtype, &device)?;
+    let folder = args.training.folder(&args.out)?;
     let mut task = Enhancement::new(&cfg, &mixtures, params)?;
     console.note(&format!("{} parameters", task.params().count()));
     let settings = serde_json::json!({ "enhancement": &cfg, "clean": &args.clean, "noise": &args.noise });
-    let mut info = RunInfo::new("mamba-speech", env!("CARGO_PKG_VERSION"), &device, cfg.train.seed, settings);
-    folder.save_info(&info)?;
-    let report = train::run(&mut task, &cfg.train, &folder, &mut console, &Stop::on_signals()?)?;
-    info.finish(&format!("{:?}", report.outcome), report.step);
-    folder.save_info(&info)?;
-    let out = args.out.display();
-    if report.outcome == Outcome::Interrupted {
-        console.note(&format!("saved in {out}; the same command with --resume goes on"));
-        return Ok(ExitCode::from(mamba_core::cli::INTERRUPTED));
+    let info = RunInfo::new("mamba-speech", env!("CARGO_PKG_VERSION"), &device, cfg.train.seed, settings);
+    let stop = Stop::on_signals()?;
+    if train::run_recorded(&mut task, &cfg.train, &folder, info, &mut console, &stop)?.is_none() {
+        return Ok(interrupted(&console, &args.out));
     }
+    let out = args.out.display();
     console.note(&format!(
         "run in {out}: model, metrics, {out}/loss.svg\nnext: mamba-speech enhance noisy.wav --checkpoint {out} --out clean.wav"
     ));

@@ -3,10 +3,10 @@
 use super::{Shares, Source};
 use anyhow::{Context, Result};
 use candle_core::Device;
-use mamba_core::cli::{CommonArgs, Format, HintExt, INTERRUPTED, SettingsArgs};
-use mamba_core::run_folder::{RunFolder, RunInfo};
-use mamba_core::train::{self, Console, Outcome, Stop};
-use mamba_core::{Params, checkpoint};
+use mamba_core::Params;
+use mamba_core::cli::{CommonArgs, Format, SettingsArgs, interrupted, open_run};
+use mamba_core::run_folder::RunInfo;
+use mamba_core::train::{self, Console, Stop};
 use mamba_timeseries::checkpoint::{CheckpointConfig, ForecastCheckpoint};
 use mamba_timeseries::config::ForecastConfig;
 use mamba_timeseries::conformal::Calibration;
@@ -132,8 +132,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let dtype = args.common.dtype();
     let run = Run { cfg: &cfg, options: &options, out: &args.out, resume: args.resume, init, dtype };
     let Some(trained) = run.train(&table, &device, &mut console)? else {
-        console.note(&format!("saved in {}; the same command with --resume goes on", args.out.display()));
-        return Ok(ExitCode::from(INTERRUPTED));
+        return Ok(interrupted(&console, &args.out));
     };
     if !trained.data.windows(Part::Test).is_empty() {
         let report = super::eval::Report::new(&args.out, &trained.data, &table, &device, &args.common)?;
@@ -204,18 +203,9 @@ impl Run<'_> {
         }
         saved.model.validate(saved.sizes())?;
         saved.validate_targets()?;
-        let params = match self.init {
-            Some(dir) => {
-                let checkpoint = checkpoint::load(dir, None)?;
-                Params::trainable(checkpoint.tensors, cfg.train.seed, self.dtype, device)
-            }
-            None => Params::fresh(cfg.train.seed, self.dtype, device),
-        };
+        let params = Params::start(self.init, cfg.train.seed, self.dtype, device)?;
         let mut task = Forecasting::new(cfg, &saved, &data, params)?;
-        let folder = match self.resume {
-            true => RunFolder::resume(self.out)?,
-            false => RunFolder::create(self.out).hint("--resume goes on with it")?,
-        };
+        let folder = open_run(self.out, self.resume)?;
         console.note(&format!(
             "{} of {} variables: {} parameters; windows: {} to train on, {} for validation, {} for the test",
             cfg.model.name(),
@@ -226,16 +216,13 @@ impl Run<'_> {
             data.windows(Part::Test).len(),
         ));
         let settings = serde_json::json!({ "forecast": cfg, "table": table.path.file_name().map(|n| n.to_string_lossy()) });
-        let mut info =
+        let info =
             RunInfo::new("mamba-timeseries", env!("CARGO_PKG_VERSION"), device, cfg.train.seed, settings);
-        folder.save_info(&info)?;
-        let train_config = cfg.train.to_train_config(task.steps_per_epoch());
-        let report = train::run(&mut task, &train_config, &folder, console, &Stop::on_signals()?)?;
-        info.finish(&format!("{:?}", report.outcome), report.step);
-        folder.save_info(&info)?;
-        if report.outcome == Outcome::Interrupted {
+        let (train_config, stop) = (cfg.train.to_train_config(task.steps_per_epoch()), Stop::on_signals()?);
+        let Some(report) = train::run_recorded(&mut task, &train_config, &folder, info, console, &stop)?
+        else {
             return Ok(None);
-        }
+        };
         drop(task);
         let opened = ForecastCheckpoint::open(self.out)?;
         let (model, _) = opened.model(candle_core::DType::F32, device)?;

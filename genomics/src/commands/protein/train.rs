@@ -5,9 +5,9 @@ use crate::commands::embed::usage;
 use crate::commands::sequence_files;
 use anyhow::Result;
 use mamba_core::Params;
-use mamba_core::cli::{CommonArgs, Format, HintExt, SettingsArgs};
-use mamba_core::run_folder::{RunFolder, RunInfo};
-use mamba_core::train::{self, Console, Outcome, Stop, Task, TrainConfig};
+use mamba_core::cli::{CommonArgs, Format, TrainingArgs, interrupted};
+use mamba_core::run_folder::RunInfo;
+use mamba_core::train::{self, Console, Stop, Task, TrainConfig};
 use mamba_genomics::protein::reader;
 use mamba_genomics::protein::task::{ProteinData, ProteinDataConfig, ProteinTrainConfig, ProteinTraining};
 use mamba_genomics::protein::{MsaMambaConfig, ProtMambaConfig, ProteinConfig, ProteinModel, PtmMambaConfig};
@@ -46,32 +46,16 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 
-    /// Go on where the run in --out was saved
-    #[arg(long)]
-    resume: bool,
-
     /// Optimizer steps
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
-
-    /// Stop after so many minutes, saved and evaluated
-    #[arg(long, value_name = "M")]
-    minutes: Option<f64>,
 
     /// Tokens in a row; of an alignment columns
     #[arg(long, value_name = "N")]
     length: Option<usize>,
 
-    /// Rows in a batch
-    #[arg(long, value_name = "N")]
-    batch: Option<usize>,
-
-    /// Highest learning rate
-    #[arg(long, value_name = "RATE")]
-    learning_rate: Option<f64>,
-
     #[command(flatten)]
-    settings: SettingsArgs,
+    training: TrainingArgs,
 
     #[command(flatten)]
     common: CommonArgs,
@@ -110,12 +94,10 @@ fn run_as<M: Serialize + DeserializeOwned + Clone>(
         save_every: 100,
         ..TrainConfig::default()
     };
-    let mut cfg: ProteinTrainConfig<M> = args.settings.resolve(&ProteinTrainConfig { model, train, data })?;
-    cfg.train.seed = args.settings.seed.unwrap_or(cfg.train.seed);
+    let mut cfg: ProteinTrainConfig<M> =
+        args.training.settings.resolve(&ProteinTrainConfig { model, train, data })?;
+    args.training.apply(&mut cfg.train);
     cfg.train.steps = args.steps.unwrap_or(cfg.train.steps);
-    cfg.train.batch_size = args.batch.unwrap_or(cfg.train.batch_size);
-    cfg.train.learning_rate = args.learning_rate.unwrap_or(cfg.train.learning_rate);
-    cfg.train.max_minutes = args.minutes.or(cfg.train.max_minutes);
     cfg.data.length = args.length.unwrap_or(cfg.data.length);
     if cfg.train.batch_size == 0 {
         return Err(usage("--batch must be at least 1").into());
@@ -133,22 +115,14 @@ fn run_as<M: Serialize + DeserializeOwned + Clone>(
         data.duplicates
     ));
     let params = Params::fresh(cfg.train.seed, args.common.dtype(), &device);
-    let folder = match args.resume {
-        true => RunFolder::resume(&args.out)?,
-        false => RunFolder::create(&args.out).hint("--resume goes on with it")?,
-    };
+    let folder = args.training.folder(&args.out)?;
     let mut task = ProteinTraining::new(model, &cfg.train, &data, params)?;
     console.note(&format!("{} parameters", task.params().count()));
     let settings = json!({ "protein": &cfg, "fasta": &args.inputs });
-    let mut info =
-        RunInfo::new("mamba-genomics", env!("CARGO_PKG_VERSION"), &device, cfg.train.seed, settings);
-    folder.save_info(&info)?;
-    let report = train::run(&mut task, &cfg.train, &folder, &mut console, &Stop::on_signals()?)?;
-    info.finish(&format!("{:?}", report.outcome), report.step);
-    folder.save_info(&info)?;
-    if report.outcome == Outcome::Interrupted {
-        console.note(&format!("saved in {}; the same command with --resume goes on", args.out.display()));
-        return Ok(ExitCode::from(mamba_core::cli::INTERRUPTED));
+    let info = RunInfo::new("mamba-genomics", env!("CARGO_PKG_VERSION"), &device, cfg.train.seed, settings);
+    let stop = Stop::on_signals()?;
+    if train::run_recorded(&mut task, &cfg.train, &folder, info, &mut console, &stop)?.is_none() {
+        return Ok(interrupted(&console, &args.out));
     }
     drop(task);
     let (best, _) = ProteinModel::load(&args.out, args.common.dtype(), &device)?;

@@ -1,10 +1,10 @@
 //! `separate train`: on mixtures of read speech.
 
 use anyhow::Result;
-use mamba_core::cli::{CommonArgs, HintExt, SettingsArgs};
-use mamba_core::run_folder::{RunFolder, RunInfo};
-use mamba_core::train::{self, Console, Outcome, Stop, Task, TrainConfig};
-use mamba_core::{Params, checkpoint};
+use mamba_core::Params;
+use mamba_core::cli::{CommonArgs, TrainingArgs, interrupted};
+use mamba_core::run_folder::RunInfo;
+use mamba_core::train::{self, Console, Stop, Task, TrainConfig};
 use mamba_datasets::registry::resolve_all;
 use mamba_speech::separation::{Separation, SeparationConfig, SeparatorConfig, Talk, TalkConfig};
 use std::path::PathBuf;
@@ -29,10 +29,6 @@ pub(super) struct Args {
     #[arg(long, value_name = "DIR", default_value = "runs/separate")]
     out: PathBuf,
 
-    /// Go on where the run in --out was saved
-    #[arg(long)]
-    resume: bool,
-
     /// Size of the model: dpmamba-small or dpmamba-base
     #[arg(long, value_name = "NAME", default_value = "dpmamba-small")]
     preset: String,
@@ -45,20 +41,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
 
-    /// Stop after so many minutes, saved and evaluated
-    #[arg(long, value_name = "M")]
-    minutes: Option<f64>,
-
-    /// Mixtures in a batch
-    #[arg(long, value_name = "N")]
-    batch: Option<usize>,
-
-    /// Highest learning rate
-    #[arg(long, value_name = "RATE")]
-    learning_rate: Option<f64>,
-
     #[command(flatten)]
-    settings: SettingsArgs,
+    training: TrainingArgs,
 
     #[command(flatten)]
     common: CommonArgs,
@@ -90,13 +74,9 @@ impl Args {
             true => TalkConfig { segment_size: 8192, valid_mixtures: 4, ..TalkConfig::default() },
             false => TalkConfig::default(),
         };
-        let mut cfg = self.settings.resolve(&SeparationConfig { model, train, data })?;
-        let train = &mut cfg.train;
-        train.seed = self.settings.seed.unwrap_or(train.seed);
-        train.steps = self.steps.unwrap_or(train.steps);
-        train.batch_size = self.batch.unwrap_or(train.batch_size);
-        train.learning_rate = self.learning_rate.unwrap_or(train.learning_rate);
-        train.max_minutes = self.minutes.or(train.max_minutes);
+        let mut cfg = self.training.settings.resolve(&SeparationConfig { model, train, data })?;
+        self.training.apply(&mut cfg.train);
+        cfg.train.steps = self.steps.unwrap_or(cfg.train.steps);
         cfg.validate()?;
         Ok(cfg)
     }
@@ -116,30 +96,18 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
         false => Talk::load(&resolve_all(&args.speech)?, n_src, rate, &cfg.data)?,
     };
     console.note(&talk.describe());
-    let params = match &args.init {
-        Some(path) => {
-            let tensors = checkpoint::load(path, None)?.tensors;
-            Params::trainable(tensors, cfg.train.seed, args.common.dtype(), &device)
-        }
-        None => Params::fresh(cfg.train.seed, args.common.dtype(), &device),
-    };
+    let (seed, dtype) = (cfg.train.seed, args.common.dtype());
+    let params = Params::start(args.init.as_deref(), seed, dtype, &device)?;
     let mut task = Separation::new(&cfg, &talk, params)?;
-    let folder = match args.resume {
-        true => RunFolder::resume(&args.out)?,
-        false => RunFolder::create(&args.out).hint("--resume goes on with it")?,
-    };
+    let folder = args.training.folder(&args.out)?;
     console.note(&format!("{} parameters", task.params().count()));
     let settings = serde_json::json!({ "separation": &cfg, "speech": &args.speech });
-    let mut info = RunInfo::new("mamba-speech", env!("CARGO_PKG_VERSION"), &device, cfg.train.seed, settings);
-    folder.save_info(&info)?;
-    let report = train::run(&mut task, &cfg.train, &folder, &mut console, &Stop::on_signals()?)?;
-    info.finish(&format!("{:?}", report.outcome), report.step);
-    folder.save_info(&info)?;
-    let out = args.out.display();
-    if report.outcome == Outcome::Interrupted {
-        console.note(&format!("saved in {out}; the same command with --resume goes on"));
-        return Ok(ExitCode::from(mamba_core::cli::INTERRUPTED));
+    let info = RunInfo::new("mamba-speech", env!("CARGO_PKG_VERSION"), &device, cfg.train.seed, settings);
+    let stop = Stop::on_signals()?;
+    if train::run_recorded(&mut task, &cfg.train, &folder, info, &mut console, &stop)?.is_none() {
+        return Ok(interrupted(&console, &args.out));
     }
+    let out = args.out.display();
     console.note(&format!(
         "run in {out}: model, metrics, {out}/loss.svg\nnext: mamba-speech separate talk.wav --checkpoint {out} --out talkers/"
     ));

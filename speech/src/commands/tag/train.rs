@@ -3,9 +3,9 @@
 use super::report;
 use anyhow::Result;
 use candle_core::Device;
-use mamba_core::cli::{CommonArgs, Format, HintExt, INTERRUPTED, SettingsArgs};
-use mamba_core::run_folder::{RunFolder, RunInfo};
-use mamba_core::train::{self, Console, Outcome, Stop, Task, TrainConfig};
+use mamba_core::cli::{CommonArgs, Format, INTERRUPTED, TrainingArgs, interrupted};
+use mamba_core::run_folder::RunInfo;
+use mamba_core::train::{self, Console, Stop, Task, TrainConfig};
 use mamba_core::{Error, Params, checkpoint};
 use mamba_datasets::k_fold;
 use mamba_datasets::registry::resolve;
@@ -62,10 +62,6 @@ pub(super) struct Args {
     #[arg(long, value_name = "DIR", default_value = "runs/tag")]
     out: PathBuf,
 
-    /// Go on where the run in --out was saved
-    #[arg(long)]
-    resume: bool,
-
     /// Size of the model: aum-digits, aum-tiny, aum-small or aum-base
     #[arg(long, value_name = "NAME", default_value = "aum-digits")]
     preset: String,
@@ -78,20 +74,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
 
-    /// Stop after so many minutes, saved and evaluated
-    #[arg(long, value_name = "M")]
-    minutes: Option<f64>,
-
-    /// Clips in a batch
-    #[arg(long, value_name = "N")]
-    batch: Option<usize>,
-
-    /// Highest learning rate
-    #[arg(long, value_name = "RATE")]
-    learning_rate: Option<f64>,
-
     #[command(flatten)]
-    settings: SettingsArgs,
+    training: TrainingArgs,
 
     #[command(flatten)]
     common: CommonArgs,
@@ -140,13 +124,9 @@ impl Args {
             ..TrainConfig::default()
         };
         let preset = TaggingConfig { model, train, augment: AugmentConfig::default(), label_smoothing: 0.1 };
-        let mut cfg = self.settings.resolve(&preset)?;
-        let train = &mut cfg.train;
-        train.seed = self.settings.seed.unwrap_or(train.seed);
-        train.steps = self.steps.unwrap_or(train.steps);
-        train.batch_size = self.batch.unwrap_or(train.batch_size);
-        train.learning_rate = self.learning_rate.unwrap_or(train.learning_rate);
-        train.max_minutes = self.minutes.or(train.max_minutes);
+        let mut cfg = self.training.settings.resolve(&preset)?;
+        self.training.apply(&mut cfg.train);
+        cfg.train.steps = self.steps.unwrap_or(cfg.train.steps);
         cfg.validate()?;
         Ok(cfg)
     }
@@ -335,10 +315,7 @@ impl Run<'_> {
         let mut console = Console::new(args.common.format, args.common.quiet);
         let params = self.params()?;
         let mut task = Tagging::new(cfg, &split.train, &split.valid, params)?;
-        let folder = match args.resume {
-            true => RunFolder::resume(out)?,
-            false => RunFolder::create(out).hint("--resume goes on with it")?,
-        };
+        let folder = args.training.folder(out)?;
         console.note(&format!(
             "{} classes, {} clips to train on, {} for validation, {} for the test; {} parameters",
             cfg.model.labels.len(),
@@ -348,14 +325,10 @@ impl Run<'_> {
             task.params().count()
         ));
         let settings = json!({ "tagging": cfg, "clips": args.clips, "test": args.test, "valid": args.valid });
-        let mut info =
+        let info =
             RunInfo::new("mamba-speech", env!("CARGO_PKG_VERSION"), &self.device, cfg.train.seed, settings);
-        folder.save_info(&info)?;
-        let report = train::run(&mut task, &cfg.train, &folder, &mut console, &self.stop)?;
-        info.finish(&format!("{:?}", report.outcome), report.step);
-        folder.save_info(&info)?;
-        if report.outcome == Outcome::Interrupted {
-            console.note(&format!("saved in {}; the same command with --resume goes on", out.display()));
+        if train::run_recorded(&mut task, &cfg.train, &folder, info, &mut console, &self.stop)?.is_none() {
+            interrupted(&console, out);
             return Ok(None);
         }
         let held_out = if split.test.is_empty() { &split.valid } else { &split.test };
