@@ -153,6 +153,12 @@ pub(crate) fn multiply<T: Real>(
     }
 }
 
+/// `out = a·b`, or `out += a·b`, row-major at the front of `out`, on this core: rayon runs such tasks side by side.
+pub(crate) fn multiply_on_one_core<T: Real>(out: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>, add: bool) {
+    let out = MatrixMut::new(out, a.rows(), b.columns());
+    multiply(out, a, b, add, Parallelism::None);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,16 +8,16 @@
 //! all tiles of classes before the second does. The gradient of the weights is summed in each group apart and then over
 //! the groups in order: the number of groups does not depend on that of threads, so neither does any bit.
 
-use super::product::{Matrix, multiply};
+use crate::matrix::{Matrix, multiply_on_one_core as multiply};
 use crate::simd::{Real, dispatch};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 /// Most groups of rows.
 const GROUPS: usize = 16;
-/// Rows of a tile.
-const ROWS: usize = 64;
-/// Weights in a tile of classes: with the tile's logits they stay in the second-level cache.
+/// Rows of a tile: enough for a product to be worth packing its operands.
+const ROWS: usize = 128;
+/// Weights in a tile of classes.
 const WEIGHTS: usize = 1 << 18;
 
 /// Classes in a tile.

@@ -14,7 +14,6 @@ use crate::gpu::Gpu;
 use candle_core::{DType, Result, Tensor, bail};
 
 mod cpu;
-pub(crate) mod product;
 pub mod reference;
 
 /// The mean cross-entropy in nats of the classifier `x Wᵀ`: `x` `(n, d)`, `weight` `(V, d)`, `targets` `(n)` u32 below V;

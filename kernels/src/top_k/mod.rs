@@ -4,9 +4,9 @@
 //! looked at again. Ties go to the lower index. The result of a query does not depend on the queries beside it, nor on
 //! the number of threads.
 
-use crate::cross_entropy::product::{Matrix, multiply};
 use crate::fused::{Elements, expect_shape, same_dtype_and_device_or_gpu};
 use crate::gpu::Gpu;
+use crate::matrix::{Matrix, multiply_on_one_core as multiply};
 use crate::simd::Real;
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
