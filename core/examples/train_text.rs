@@ -119,9 +119,9 @@ fn run(args: Args) -> Result<ExitCode> {
     let (model, length) = (&cfg.model, cfg.length);
     let mut task = TextModel { model, train: &cfg.train, length, text: &text, params, lm, unit: "B" };
     let stop = Stop::on_signals()?;
-    if train::run_recorded(&mut task, &cfg.train, &folder, info, &mut console, &stop)?.is_none() {
+    let Some(report) = train::run_recorded(&mut task, &cfg.train, &folder, info, &mut console, &stop)? else {
         return Ok(interrupted(&console, &args.out));
-    }
+    };
     let best = MambaLm::load(checkpoint::load_dir(&args.out)?, args.common.dtype(), &device)?;
     let bits = mean_loss(&best, &text.test, &device)? / LN_2;
     match args.common.format {
