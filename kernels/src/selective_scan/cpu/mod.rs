@@ -8,9 +8,11 @@
 
 use super::Dims;
 use crate::segments::Segment;
+use crate::shared::unwritten;
 use crate::simd::{Real, dispatch};
 use pulp::{Simd, WithSimd};
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 
 mod backward;
 mod forward;
@@ -187,13 +189,35 @@ impl<T: Real> Scan<'_, T> {
     }
 
     /// The reverse of [`Scan::load_tile`]; `x` begins at the tile's first channel.
-    fn store_tile(&self, values: &[T], lanes: usize, x: &mut [T]) {
+    fn store_tile(&self, values: &[T], lanes: usize, x: &mut [MaybeUninit<T>]) {
         let n = self.dims.n;
         for (lane, row) in x.chunks_exact_mut(n).enumerate() {
             for (i, value) in row.iter_mut().enumerate() {
-                *value = values[i * lanes + lane];
+                value.write(values[i * lanes + lane]);
             }
         }
+    }
+
+    /// Room for an output `(B, L, D)`, of which tokens of no segment are zero and those of segments are still to be
+    /// written.
+    fn per_token(&self) -> Vec<MaybeUninit<T>> {
+        let tokens: usize = self.segments.iter().map(Segment::len).sum();
+        match tokens * self.dims.d == self.u.len() {
+            true => unwritten(self.u.len()),
+            false => vec![MaybeUninit::new(T::ZERO); self.u.len()],
+        }
+    }
+
+    /// The parameters of a tile; zero where there are none.
+    fn parameters(&self, tile: Tile, lanes: usize) -> Parameters<T> {
+        let lanes_of = |x: Option<&[T]>| {
+            let mut out = vec![T::default(); lanes];
+            if let Some(x) = x {
+                out[..tile.width].copy_from_slice(&x[tile.start..tile.start + tile.width]);
+            }
+            out
+        };
+        Parameters { bias: lanes_of(self.delta_bias), skip: lanes_of(self.d) }
     }
 
     /// `A` of a tile in lane order, times log₂ e so that exp(δA) = 2^(δ·this).
@@ -304,6 +328,42 @@ impl<T: Real> Stage<T> {
             T::store(s, &mut self.y[lane], T::vmul(s, skip, u));
         }
     }
+
+    /// Fills the stages of neighbouring tiles with `steps` steps from `first` on: δ, δ·u and D·u. Goes token by token, so
+    /// that memory is read in rows.
+    #[inline(always)]
+    fn fill_all<S: Simd>(
+        stages: &mut [Self],
+        s: S,
+        scan: &Scan<'_, T>,
+        parameters: &[Parameters<T>],
+        tiles: &[Tile],
+        segment: usize,
+        first: usize,
+        steps: usize,
+    ) {
+        let lanes = T::lanes::<S>();
+        for i in 0..steps {
+            let row = scan.token(segment, first + i) * scan.dims.d;
+            for ((stage, tile), parameters) in stages.iter_mut().zip(tiles).zip(parameters) {
+                let at = row + tile.start;
+                let u = T::load(s, &scan.u[at..at + tile.width]);
+                let delta = T::load(s, &scan.delta[at..at + tile.width]);
+                let raw = T::vadd(s, delta, T::load(s, &parameters.bias));
+                let dt = if scan.softplus { T::softplus(s, raw) } else { raw };
+                let lane = i * lanes..(i + 1) * lanes;
+                T::store(s, &mut stage.dt[lane.clone()], dt);
+                T::store(s, &mut stage.x[lane.clone()], T::vmul(s, dt, u));
+                T::store(s, &mut stage.y[lane], T::vmul(s, T::load(s, &parameters.skip), u));
+            }
+        }
+    }
+}
+
+/// The parameters of one tile that have no states.
+struct Parameters<T> {
+    bias: Vec<T>,
+    skip: Vec<T>,
 }
 
 /// Runs `$body` for blocks of `$size` consecutive states from `$first` on, which together are all `$n` states.
