@@ -22,6 +22,10 @@ impl<'a, T> SharedMut<'a, T> {
         Self { ptr: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
     }
 
+    pub(crate) fn as_ptr(&self) -> *const T {
+        self.ptr
+    }
+
     /// Elements `start .. start + len`.
     ///
     /// # Safety

@@ -1,7 +1,7 @@
 //! Forward: outputs, last states, and the state at the first step of each chunk.
 #![allow(unsafe_code)] // lines write disjoint columns of the shared outputs
 
-use super::{Coefficient, Group, Plan, Scan, Span, Stage, Tile, for_state_blocks};
+use super::{Coefficient, Group, Plan, Rows, Scan, Span, Stage, Tile, for_state_blocks};
 use crate::shared::{SharedMut, unwritten, written};
 use crate::simd::{Real, dispatch, prefetch};
 use pulp::{Simd, WithSimd};
@@ -42,9 +42,7 @@ pub(in crate::selective_scan) fn forward<T: Real>(scan: &Scan<'_, T>, keep: bool
     });
     // SAFETY: groups are all channels, spans all steps of all segments, and their lines have written y, a state at each
     // chunk, and the last state at the end of each segment.
-    unsafe {
-        Forward { y: written(y), last_state: written(last_state), chunk_states: written(chunk_states) }
-    }
+    unsafe { Forward { y: written(y), last_state: written(last_state), chunk_states: written(chunk_states) } }
 }
 
 struct Outputs<'a, T> {
@@ -169,14 +167,11 @@ impl<T: Real> WithSimd for Line<'_, T> {
             }
             None => tiles.iter().map(|&t| scan.state_before(span.segment, t, lanes)).collect(),
         };
-        let parameters: Vec<_> = tiles.iter().map(|&t| scan.parameters(t, lanes)).collect();
-        let capacity = scan.chunk.min(span.end - span.start);
-        let mut stages: Vec<Stage<T>> = tiles.iter().map(|_| Stage::new(capacity, lanes)).collect();
+        let mut stage = Stage::new(scan.chunk.min(span.end - span.start), lanes);
         for first in (span.start..span.end).step_by(scan.chunk) {
             let steps = scan.chunk.min(span.end - first);
             let b_rows = scan.rows(span.segment, first, scan.dims.b_groups, group.b_group);
             let c_rows = scan.rows(span.segment, first, scan.dims.c_groups, group.c_group);
-            Stage::fill_all(&mut stages, s, scan, &parameters, tiles, span.segment, first, steps);
             for (t, &tile) in tiles.iter().enumerate() {
                 if let Some(states) = &out.chunk_states {
                     let chunk = plan.first_chunk[span.segment] + first / scan.chunk;
@@ -186,19 +181,18 @@ impl<T: Real> WithSimd for Line<'_, T> {
                         to.write_copy_of_slice(&row[..tile.width]);
                     }
                 }
+                stage.fill(s, scan, span.segment, first, steps, tile);
                 let b = Coefficient { data: scan.b, rows: b_rows, constant: &b_constant[t] };
                 let c = Coefficient { data: scan.c, rows: c_rows, constant: &c_constant[t] };
-                let soon = Soon::new(scan, out, span, first, tile);
-                scan_chunk(s, &mut stages[t], steps, &a2[t], &mut h[t], b, c, &soon);
-            }
-            for i in 0..steps {
-                let row = scan.token(span.segment, first + i) * d;
-                for (stage, tile) in stages.iter().zip(tiles) {
-                    let at = row + tile.start;
-                    let mut y = T::load(s, &stage.y[i * lanes..(i + 1) * lanes]);
+                let next = first + scan.chunk;
+                let ahead = (next < span.end).then(|| Ahead::new(scan, out, span.segment, next, tile));
+                scan_chunk(s, &mut stage, steps, &a2[t], &mut h[t], b, c, ahead);
+                let rows = scan.channels(span.segment, first, tile);
+                for (i, y) in stage.y.chunks_exact(lanes).take(steps).enumerate() {
+                    let at = rows.start(i);
+                    let mut y = T::load(s, y);
                     if let Some(z) = scan.z {
-                        let z = T::load(s, &z[at..at + tile.width]);
-                        y = T::vmul(s, y, T::vmul(s, z, T::sigmoid(s, z)));
+                        y = T::gate(s, y, T::load(s, &z[at..at + tile.width]));
                     }
                     // SAFETY: these columns of this token's row belong to this line alone.
                     T::put(s, unsafe { out.y.range(at, tile.width) }, y);
@@ -215,35 +209,31 @@ impl<T: Real> WithSimd for Line<'_, T> {
     }
 }
 
-/// The memory that is needed next.
-struct Soon<T> {
-    /// Of the first step of this chunk or the next, u, δ, z, y.
-    rows: [*const T; 4],
+/// The memory of a chunk to come. Its rows lie so far apart that no machine fetches them by itself, and waiting for them
+/// would take a third of the time.
+#[derive(Clone, Copy)]
+struct Ahead<T> {
+    /// Where the tile's part of the first step lies in u, δ, the gate and y.
+    first: [*const T; 4],
     stride: isize,
     width: usize,
 }
 
-impl<T: Real> Soon<T> {
-    fn new(scan: &Scan<'_, T>, out: &Outputs<'_, T>, span: Span, first: usize, tile: Tile) -> Self {
-        let d = scan.dims.d;
-        let at = |step: usize| scan.token(span.segment, step) * d + tile.start;
-        let (now, next) = (at(first), at((first + scan.chunk).min(span.end - 1)));
-        let y = unsafe { out.y.range(0, 1) }.as_ptr().cast::<T>();
-        let rows = [
-            scan.u.as_ptr().wrapping_add(next),
-            scan.delta.as_ptr().wrapping_add(next),
-            scan.z.map_or(y, <[T]>::as_ptr).wrapping_add(now),
-            y.wrapping_add(now),
-        ];
-        Self { rows, width: tile.width, stride: if scan.reverse { -(d as isize) } else { d as isize } }
+impl<T: Real> Ahead<T> {
+    fn new(scan: &Scan<'_, T>, out: &Outputs<'_, T>, segment: usize, step: usize, tile: Tile) -> Self {
+        let Rows { first, stride } = scan.channels(segment, step, tile);
+        let y = out.y.as_ptr().cast();
+        let bases = [scan.u.as_ptr(), scan.delta.as_ptr(), scan.z.map_or(y, <[T]>::as_ptr), y];
+        Self { first: bases.map(|base| base.wrapping_offset(first)), stride, width: tile.width }
     }
 
+    /// Asks for the parts of step `step`. They need not begin at a cache line: both lines that one may lie across.
     #[inline(always)]
-    fn ask(&self, step: usize) {
-        for row in self.rows {
-            let row = row.wrapping_offset(step as isize * self.stride);
-            prefetch(row);
-            prefetch(row.wrapping_add(self.width));
+    fn fetch(self, step: usize) {
+        for first in self.first {
+            let part = first.wrapping_offset(step as isize * self.stride);
+            prefetch(part);
+            prefetch(part.wrapping_add(self.width));
         }
     }
 }
@@ -258,18 +248,18 @@ fn scan_chunk<S: Simd, T: Real>(
     h: &mut [T],
     b: Coefficient<'_, T>,
     c: Coefficient<'_, T>,
-    soon: &Soon<T>,
+    ahead: Option<Ahead<T>>,
 ) {
     let lanes = T::lanes::<S>();
     let n = h.len() / lanes;
     if b.constant.is_empty() && c.constant.is_empty() {
         // Eight states, their decays and the constants of the exponential fit 32 registers.
         for_state_blocks!(n, [8, 4, 2, 1], |first, NB| {
-            scan_block::<S, T, NB, false>(s, stage, steps, a2, h, b, c, soon, first)
+            scan_block::<S, T, NB, false>(s, stage, steps, a2, h, b, c, ahead.filter(|_| first == 0), first)
         });
     } else {
         for_state_blocks!(n, [1], |first, NB| {
-            scan_block::<S, T, NB, true>(s, stage, steps, a2, h, b, c, soon, first)
+            scan_block::<S, T, NB, true>(s, stage, steps, a2, h, b, c, ahead.filter(|_| first == 0), first)
         });
     }
 }
@@ -284,7 +274,7 @@ fn scan_block<S: Simd, T: Real, const NB: usize, const CONSTANT: bool>(
     h: &mut [T],
     b: Coefficient<'_, T>,
     c: Coefficient<'_, T>,
-    soon: &Soon<T>,
+    ahead: Option<Ahead<T>>,
     first: usize,
 ) {
     let lanes = T::lanes::<S>();
@@ -297,8 +287,8 @@ fn scan_block<S: Simd, T: Real, const NB: usize, const CONSTANT: bool>(
     }
     let staged = stage.dt.chunks_exact(lanes).zip(stage.x.chunks_exact(lanes));
     for (i, ((dt, x), out)) in staged.zip(stage.y.chunks_exact_mut(lanes)).take(steps).enumerate() {
-        if first == 0 {
-            soon.ask(i);
+        if let Some(ahead) = ahead {
+            ahead.fetch(i);
         }
         let (dt, x) = (T::load(s, dt), T::load(s, x));
         let (b_row, c_row) = (b.row::<NB, CONSTANT>(i, first), c.row::<NB, CONSTANT>(i, first));

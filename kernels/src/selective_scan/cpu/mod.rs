@@ -147,7 +147,7 @@ impl Plan {
     }
 }
 
-/// Where the coefficient rows of consecutive scan steps lie: row `i` starts at `first + i · stride`.
+/// Where the rows of consecutive scan steps lie: row `i` starts at `first + i · stride`.
 #[derive(Clone, Copy)]
 struct Rows {
     first: isize,
@@ -173,8 +173,20 @@ impl<T: Real> Scan<'_, T> {
     /// Rows of a coefficient of `groups` groups, from scan step `step` on. Constant coefficients have no rows.
     fn rows(&self, segment: usize, step: usize, groups: usize, group: usize) -> Rows {
         let n = self.dims.n;
-        let width = (groups * n) as isize;
-        let first = self.token(segment, step) as isize * width + (group * n) as isize;
+        self.rows_of(segment, step, groups * n, group * n)
+    }
+
+    /// Rows of a tile's channels in `(B, L, D)`, from scan step `step` on.
+    #[inline(always)]
+    fn channels(&self, segment: usize, step: usize, tile: Tile) -> Rows {
+        self.rows_of(segment, step, self.dims.d, tile.start)
+    }
+
+    /// Rows from column `column` of tokens of `width` elements, from scan step `step` on.
+    #[inline(always)]
+    fn rows_of(&self, segment: usize, step: usize, width: usize, column: usize) -> Rows {
+        let first = (self.token(segment, step) * width + column) as isize;
+        let width = width as isize;
         Rows { first, stride: if self.reverse { -width } else { width } }
     }
 
@@ -206,18 +218,6 @@ impl<T: Real> Scan<'_, T> {
             true => unwritten(self.u.len()),
             false => vec![MaybeUninit::new(T::ZERO); self.u.len()],
         }
-    }
-
-    /// The parameters of a tile; zero where there are none.
-    fn parameters(&self, tile: Tile, lanes: usize) -> Parameters<T> {
-        let lanes_of = |x: Option<&[T]>| {
-            let mut out = vec![T::default(); lanes];
-            if let Some(x) = x {
-                out[..tile.width].copy_from_slice(&x[tile.start..tile.start + tile.width]);
-            }
-            out
-        };
-        Parameters { bias: lanes_of(self.delta_bias), skip: lanes_of(self.d) }
     }
 
     /// `A` of a tile in lane order, times log₂ e so that exp(δA) = 2^(δ·this).
@@ -312,58 +312,21 @@ impl<T: Real> Stage<T> {
         tile: Tile,
     ) {
         let lanes = T::lanes::<S>();
-        let channel = |x: Option<&[T]>| match x {
-            Some(x) => T::load(s, &x[tile.start..tile.start + tile.width]),
-            None => T::vzero(s),
-        };
-        let (bias, skip) = (channel(scan.delta_bias), channel(scan.d));
-        for i in 0..steps {
-            let at = scan.token(segment, first + i) * scan.dims.d + tile.start;
+        let bias = T::load_or_zero(s, scan.delta_bias, tile.start..tile.start + tile.width);
+        let skip = T::load_or_zero(s, scan.d, tile.start..tile.start + tile.width);
+        let rows = scan.channels(segment, first, tile);
+        let (dts, xs) = (self.dt.chunks_exact_mut(lanes), self.x.chunks_exact_mut(lanes));
+        let staged = dts.zip(xs).zip(self.y.chunks_exact_mut(lanes)).take(steps);
+        for (i, ((dt, x), y)) in staged.enumerate() {
+            let at = rows.start(i);
             let u = T::load(s, &scan.u[at..at + tile.width]);
             let raw = T::vadd(s, T::load(s, &scan.delta[at..at + tile.width]), bias);
-            let dt = if scan.softplus { T::softplus(s, raw) } else { raw };
-            let lane = i * lanes..(i + 1) * lanes;
-            T::store(s, &mut self.dt[lane.clone()], dt);
-            T::store(s, &mut self.x[lane.clone()], T::vmul(s, dt, u));
-            T::store(s, &mut self.y[lane], T::vmul(s, skip, u));
+            let delta = if scan.softplus { T::softplus(s, raw) } else { raw };
+            T::store(s, dt, delta);
+            T::store(s, x, T::vmul(s, delta, u));
+            T::store(s, y, T::vmul(s, skip, u));
         }
     }
-
-    /// Fills the stages of neighbouring tiles with `steps` steps from `first` on: δ, δ·u and D·u. Goes token by token, so
-    /// that memory is read in rows.
-    #[inline(always)]
-    fn fill_all<S: Simd>(
-        stages: &mut [Self],
-        s: S,
-        scan: &Scan<'_, T>,
-        parameters: &[Parameters<T>],
-        tiles: &[Tile],
-        segment: usize,
-        first: usize,
-        steps: usize,
-    ) {
-        let lanes = T::lanes::<S>();
-        for i in 0..steps {
-            let row = scan.token(segment, first + i) * scan.dims.d;
-            for ((stage, tile), parameters) in stages.iter_mut().zip(tiles).zip(parameters) {
-                let at = row + tile.start;
-                let u = T::load(s, &scan.u[at..at + tile.width]);
-                let delta = T::load(s, &scan.delta[at..at + tile.width]);
-                let raw = T::vadd(s, delta, T::load(s, &parameters.bias));
-                let dt = if scan.softplus { T::softplus(s, raw) } else { raw };
-                let lane = i * lanes..(i + 1) * lanes;
-                T::store(s, &mut stage.dt[lane.clone()], dt);
-                T::store(s, &mut stage.x[lane.clone()], T::vmul(s, dt, u));
-                T::store(s, &mut stage.y[lane], T::vmul(s, T::load(s, &parameters.skip), u));
-            }
-        }
-    }
-}
-
-/// The parameters of one tile that have no states.
-struct Parameters<T> {
-    bias: Vec<T>,
-    skip: Vec<T>,
 }
 
 /// Runs `$body` for blocks of `$size` consecutive states from `$first` on, which together are all `$n` states.
