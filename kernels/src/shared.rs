@@ -1,7 +1,8 @@
-//! One output written by many tasks at once.
+//! Outputs: written by many tasks at once, and not cleared before.
 #![allow(unsafe_code)] // tasks of one op write disjoint, strided parts of a slice that rayon cannot split
 
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 
 /// A mutable slice that tasks share because each writes elements that no other touches.
 #[derive(Clone, Copy)]
@@ -21,6 +22,10 @@ impl<'a, T> SharedMut<'a, T> {
         Self { ptr: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
     }
 
+    pub(crate) fn as_ptr(&self) -> *const T {
+        self.ptr
+    }
+
     /// Elements `start .. start + len`.
     ///
     /// # Safety
@@ -32,4 +37,22 @@ impl<'a, T> SharedMut<'a, T> {
         // SAFETY: in bounds by the assertion; the caller keeps ranges apart.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.add(start), len) }
     }
+}
+
+/// Room for an output all of whose elements will be written: clearing it first, on one core, takes as long as a cheap op.
+pub(crate) fn unwritten<T: Copy>(len: usize) -> Vec<MaybeUninit<T>> {
+    let mut out = Vec::with_capacity(len);
+    // SAFETY: elements that may be uninitialised need no initialisation.
+    unsafe { out.set_len(len) };
+    out
+}
+
+/// What [`unwritten`] made room for.
+///
+/// # Safety
+/// Every element must have been written.
+pub(crate) unsafe fn written<T: Copy>(out: Vec<MaybeUninit<T>>) -> Vec<T> {
+    let mut out = std::mem::ManuallyDrop::new(out);
+    // SAFETY: the same allocation, of elements of the same layout, all of them initialised.
+    unsafe { Vec::from_raw_parts(out.as_mut_ptr().cast(), out.len(), out.capacity()) }
 }

@@ -320,7 +320,7 @@ impl<T: Real> Input<'_, T> {
             let mut dy = T::load(s, &self.dy[at..at + tile.width]);
             if let Some(z) = self.scan.z {
                 let z = T::load(s, &z[at..at + tile.width]);
-                dy = T::vmul(s, dy, T::vmul(s, z, T::sigmoid(s, z)));
+                dy = T::gate(s, dy, z);
             }
             T::store(s, &mut g[i * lanes..(i + 1) * lanes], dy);
         }
@@ -549,8 +549,8 @@ fn finish<S: Simd, T: Real>(
 ) {
     let lanes = T::lanes::<S>();
     let scan = input.scan;
-    let skip = scan.d.map_or(T::vzero(s), |d| T::load(s, &d[tile.start..tile.start + tile.width]));
-    let bias = scan.delta_bias.map_or(T::vzero(s), |b| T::load(s, &b[tile.start..tile.start + tile.width]));
+    let skip = T::load_or_zero(s, scan.d, tile.start..tile.start + tile.width);
+    let bias = T::load_or_zero(s, scan.delta_bias, tile.start..tile.start + tile.width);
     let ln2 = T::splat(s, T::from_f64(std::f64::consts::LN_2));
     let (mut dd_sum, mut dbias_sum) = (T::load(s, dd), T::load(s, dbias));
     for i in 0..steps {

@@ -1,11 +1,12 @@
 //! Forward: outputs, last states, and the state at the first step of each chunk.
 #![allow(unsafe_code)] // lines write disjoint columns of the shared outputs
 
-use super::{Coefficient, Group, Plan, Scan, Span, Stage, Tile, for_state_blocks};
-use crate::shared::SharedMut;
-use crate::simd::{Real, dispatch};
+use super::{Coefficient, Group, Plan, Rows, Scan, Span, Stage, Tile, for_state_blocks};
+use crate::shared::{SharedMut, unwritten, written};
+use crate::simd::{Real, dispatch, prefetch};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// What forward computes.
 pub(in crate::selective_scan) struct Forward<T> {
@@ -24,9 +25,9 @@ pub(in crate::selective_scan) fn forward<T: Real>(scan: &Scan<'_, T>, keep: bool
     }
     let plan = Plan::new(scan);
     let (d, n) = (scan.dims.d, scan.dims.n);
-    let mut y = vec![T::default(); scan.u.len()];
-    let mut last_state = vec![T::default(); scan.segments.len() * d * n];
-    let mut chunk_states = vec![T::default(); if keep { plan.chunks * n * d } else { 0 }];
+    let mut y = scan.per_token();
+    let mut last_state = unwritten(scan.segments.len() * d * n);
+    let mut chunk_states = unwritten(if keep { plan.chunks * n * d } else { 0 });
     let starts = if plan.is_cut() { Some(span_starts(scan, &plan)) } else { None };
     let out = Outputs {
         y: SharedMut::new(&mut y),
@@ -39,13 +40,15 @@ pub(in crate::selective_scan) fn forward<T: Real>(scan: &Scan<'_, T>, keep: bool
         let (span, group) = (plan.spans[span], plan.groups[group]);
         dispatch(Line { scan, plan: &plan, out: &out, start, span, group });
     });
-    Forward { y, last_state, chunk_states }
+    // SAFETY: groups are all channels, spans all steps of all segments, and their lines have written y, a state at each
+    // chunk, and the last state at the end of each segment.
+    unsafe { Forward { y: written(y), last_state: written(last_state), chunk_states: written(chunk_states) } }
 }
 
 struct Outputs<'a, T> {
-    y: SharedMut<'a, T>,
-    last_state: SharedMut<'a, T>,
-    chunk_states: Option<SharedMut<'a, T>>,
+    y: SharedMut<'a, MaybeUninit<T>>,
+    last_state: SharedMut<'a, MaybeUninit<T>>,
+    chunk_states: Option<SharedMut<'a, MaybeUninit<T>>>,
 }
 
 /// The state before each span, `[tile][n][lane]`, of segments cut along L.
@@ -175,22 +178,24 @@ impl<T: Real> WithSimd for Line<'_, T> {
                     for (i, row) in h[t].chunks_exact(lanes).enumerate() {
                         // SAFETY: these columns of this chunk's row belong to this line alone.
                         let to = unsafe { states.range((chunk * n + i) * d + tile.start, tile.width) };
-                        to.copy_from_slice(&row[..tile.width]);
+                        to.write_copy_of_slice(&row[..tile.width]);
                     }
                 }
                 stage.fill(s, scan, span.segment, first, steps, tile);
                 let b = Coefficient { data: scan.b, rows: b_rows, constant: &b_constant[t] };
                 let c = Coefficient { data: scan.c, rows: c_rows, constant: &c_constant[t] };
-                scan_chunk(s, &mut stage, steps, &a2[t], &mut h[t], b, c);
-                for i in 0..steps {
-                    let at = scan.token(span.segment, first + i) * d + tile.start;
-                    let mut y = T::load(s, &stage.y[i * lanes..]);
+                let next = first + scan.chunk;
+                let ahead = (next < span.end).then(|| Ahead::new(scan, out, span.segment, next, tile));
+                scan_chunk(s, &mut stage, steps, &a2[t], &mut h[t], b, c, ahead);
+                let rows = scan.channels(span.segment, first, tile);
+                for (i, y) in stage.y.chunks_exact(lanes).take(steps).enumerate() {
+                    let at = rows.start(i);
+                    let mut y = T::load(s, y);
                     if let Some(z) = scan.z {
-                        let z = T::load(s, &z[at..at + tile.width]);
-                        y = T::vmul(s, y, T::vmul(s, z, T::sigmoid(s, z)));
+                        y = T::gate(s, y, T::load(s, &z[at..at + tile.width]));
                     }
                     // SAFETY: these columns of this token's row belong to this line alone.
-                    T::store(s, unsafe { out.y.range(at, tile.width) }, y);
+                    T::put(s, unsafe { out.y.range(at, tile.width) }, y);
                 }
             }
         }
@@ -200,6 +205,35 @@ impl<T: Real> WithSimd for Line<'_, T> {
                 // SAFETY: these channels of this segment belong to this line alone.
                 scan.store_tile(&h[t], lanes, unsafe { out.last_state.range(start, tile.width * n) });
             }
+        }
+    }
+}
+
+/// The memory of a chunk to come. Its rows lie so far apart that no machine fetches them by itself, and waiting for them
+/// would take a third of the time.
+#[derive(Clone, Copy)]
+struct Ahead<T> {
+    /// Where the tile's part of the first step lies in u, δ, the gate and y.
+    first: [*const T; 4],
+    stride: isize,
+    width: usize,
+}
+
+impl<T: Real> Ahead<T> {
+    fn new(scan: &Scan<'_, T>, out: &Outputs<'_, T>, segment: usize, step: usize, tile: Tile) -> Self {
+        let Rows { first, stride } = scan.channels(segment, step, tile);
+        let y = out.y.as_ptr().cast();
+        let bases = [scan.u.as_ptr(), scan.delta.as_ptr(), scan.z.map_or(y, <[T]>::as_ptr), y];
+        Self { first: bases.map(|base| base.wrapping_offset(first)), stride, width: tile.width }
+    }
+
+    /// Asks for the parts of step `step`. They need not begin at a cache line: both lines that one may lie across.
+    #[inline(always)]
+    fn fetch(self, step: usize) {
+        for first in self.first {
+            let part = first.wrapping_offset(step as isize * self.stride);
+            prefetch(part);
+            prefetch(part.wrapping_add(self.width));
         }
     }
 }
@@ -214,17 +248,18 @@ fn scan_chunk<S: Simd, T: Real>(
     h: &mut [T],
     b: Coefficient<'_, T>,
     c: Coefficient<'_, T>,
+    ahead: Option<Ahead<T>>,
 ) {
     let lanes = T::lanes::<S>();
     let n = h.len() / lanes;
     if b.constant.is_empty() && c.constant.is_empty() {
         // Eight states, their decays and the constants of the exponential fit 32 registers.
         for_state_blocks!(n, [8, 4, 2, 1], |first, NB| {
-            scan_block::<S, T, NB, false>(s, stage, steps, a2, h, b, c, first)
+            scan_block::<S, T, NB, false>(s, stage, steps, a2, h, b, c, ahead.filter(|_| first == 0), first)
         });
     } else {
         for_state_blocks!(n, [1], |first, NB| {
-            scan_block::<S, T, NB, true>(s, stage, steps, a2, h, b, c, first)
+            scan_block::<S, T, NB, true>(s, stage, steps, a2, h, b, c, ahead.filter(|_| first == 0), first)
         });
     }
 }
@@ -239,6 +274,7 @@ fn scan_block<S: Simd, T: Real, const NB: usize, const CONSTANT: bool>(
     h: &mut [T],
     b: Coefficient<'_, T>,
     c: Coefficient<'_, T>,
+    ahead: Option<Ahead<T>>,
     first: usize,
 ) {
     let lanes = T::lanes::<S>();
@@ -249,19 +285,22 @@ fn scan_block<S: Simd, T: Real, const NB: usize, const CONSTANT: bool>(
         decay[k] = T::load(s, &a2[at..at + lanes]);
         state[k] = T::load(s, &h[at..at + lanes]);
     }
-    for i in 0..steps {
-        let at = i * lanes..(i + 1) * lanes;
-        let (dt, x) = (T::load(s, &stage.dt[at.clone()]), T::load(s, &stage.x[at.clone()]));
+    let staged = stage.dt.chunks_exact(lanes).zip(stage.x.chunks_exact(lanes));
+    for (i, ((dt, x), out)) in staged.zip(stage.y.chunks_exact_mut(lanes)).take(steps).enumerate() {
+        if let Some(ahead) = ahead {
+            ahead.fetch(i);
+        }
+        let (dt, x) = (T::load(s, dt), T::load(s, x));
         let (b_row, c_row) = (b.row::<NB, CONSTANT>(i, first), c.row::<NB, CONSTANT>(i, first));
         // Two sums, so that the additions do not wait for each other.
-        let mut y = [T::load(s, &stage.y[at.clone()]), T::vzero(s)];
+        let mut y = [T::load(s, out), T::vzero(s)];
         for k in 0..NB {
             let a = T::vexp2(s, T::vmul(s, dt, decay[k]));
             let bx = T::vmul(s, x, b.lanes::<S, CONSTANT>(s, b_row, first, k));
             state[k] = T::vfma(s, a, state[k], bx);
             y[k % 2] = T::vfma(s, state[k], c.lanes::<S, CONSTANT>(s, c_row, first, k), y[k % 2]);
         }
-        T::store(s, &mut stage.y[at], T::vadd(s, y[0], y[1]));
+        T::store(s, out, T::vadd(s, y[0], y[1]));
     }
     for (k, &v) in state.iter().enumerate() {
         let at = (first + k) * lanes;

@@ -8,9 +8,11 @@
 
 use super::Dims;
 use crate::segments::Segment;
+use crate::shared::unwritten;
 use crate::simd::{Real, dispatch};
 use pulp::{Simd, WithSimd};
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 
 mod backward;
 mod forward;
@@ -145,7 +147,7 @@ impl Plan {
     }
 }
 
-/// Where the coefficient rows of consecutive scan steps lie: row `i` starts at `first + i · stride`.
+/// Where the rows of consecutive scan steps lie: row `i` starts at `first + i · stride`.
 #[derive(Clone, Copy)]
 struct Rows {
     first: isize,
@@ -171,8 +173,20 @@ impl<T: Real> Scan<'_, T> {
     /// Rows of a coefficient of `groups` groups, from scan step `step` on. Constant coefficients have no rows.
     fn rows(&self, segment: usize, step: usize, groups: usize, group: usize) -> Rows {
         let n = self.dims.n;
-        let width = (groups * n) as isize;
-        let first = self.token(segment, step) as isize * width + (group * n) as isize;
+        self.rows_of(segment, step, groups * n, group * n)
+    }
+
+    /// Rows of a tile's channels in `(B, L, D)`, from scan step `step` on.
+    #[inline(always)]
+    fn channels(&self, segment: usize, step: usize, tile: Tile) -> Rows {
+        self.rows_of(segment, step, self.dims.d, tile.start)
+    }
+
+    /// Rows from column `column` of tokens of `width` elements, from scan step `step` on.
+    #[inline(always)]
+    fn rows_of(&self, segment: usize, step: usize, width: usize, column: usize) -> Rows {
+        let first = (self.token(segment, step) * width + column) as isize;
+        let width = width as isize;
         Rows { first, stride: if self.reverse { -width } else { width } }
     }
 
@@ -187,12 +201,22 @@ impl<T: Real> Scan<'_, T> {
     }
 
     /// The reverse of [`Scan::load_tile`]; `x` begins at the tile's first channel.
-    fn store_tile(&self, values: &[T], lanes: usize, x: &mut [T]) {
+    fn store_tile(&self, values: &[T], lanes: usize, x: &mut [MaybeUninit<T>]) {
         let n = self.dims.n;
         for (lane, row) in x.chunks_exact_mut(n).enumerate() {
             for (i, value) in row.iter_mut().enumerate() {
-                *value = values[i * lanes + lane];
+                value.write(values[i * lanes + lane]);
             }
+        }
+    }
+
+    /// Room for an output `(B, L, D)`, of which tokens of no segment are zero and those of segments are still to be
+    /// written.
+    fn per_token(&self) -> Vec<MaybeUninit<T>> {
+        let tokens: usize = self.segments.iter().map(Segment::len).sum();
+        match tokens * self.dims.d == self.u.len() {
+            true => unwritten(self.u.len()),
+            false => vec![MaybeUninit::new(T::ZERO); self.u.len()],
         }
     }
 
@@ -288,20 +312,19 @@ impl<T: Real> Stage<T> {
         tile: Tile,
     ) {
         let lanes = T::lanes::<S>();
-        let channel = |x: Option<&[T]>| match x {
-            Some(x) => T::load(s, &x[tile.start..tile.start + tile.width]),
-            None => T::vzero(s),
-        };
-        let (bias, skip) = (channel(scan.delta_bias), channel(scan.d));
-        for i in 0..steps {
-            let at = scan.token(segment, first + i) * scan.dims.d + tile.start;
+        let bias = T::load_or_zero(s, scan.delta_bias, tile.start..tile.start + tile.width);
+        let skip = T::load_or_zero(s, scan.d, tile.start..tile.start + tile.width);
+        let rows = scan.channels(segment, first, tile);
+        let (dts, xs) = (self.dt.chunks_exact_mut(lanes), self.x.chunks_exact_mut(lanes));
+        let staged = dts.zip(xs).zip(self.y.chunks_exact_mut(lanes)).take(steps);
+        for (i, ((dt, x), y)) in staged.enumerate() {
+            let at = rows.start(i);
             let u = T::load(s, &scan.u[at..at + tile.width]);
             let raw = T::vadd(s, T::load(s, &scan.delta[at..at + tile.width]), bias);
-            let dt = if scan.softplus { T::softplus(s, raw) } else { raw };
-            let lane = i * lanes..(i + 1) * lanes;
-            T::store(s, &mut self.dt[lane.clone()], dt);
-            T::store(s, &mut self.x[lane.clone()], T::vmul(s, dt, u));
-            T::store(s, &mut self.y[lane], T::vmul(s, skip, u));
+            let delta = if scan.softplus { T::softplus(s, raw) } else { raw };
+            T::store(s, dt, delta);
+            T::store(s, x, T::vmul(s, delta, u));
+            T::store(s, y, T::vmul(s, skip, u));
         }
     }
 }

@@ -69,12 +69,12 @@ impl<T: Real> WithSimd for Channels<'_, T> {
             let (first, width) = (start + block * lanes, y.len());
             let channels = first..first + width;
             let at = token * scan.dims.d + first;
-            let channel = |x: Option<&[T]>| match x {
-                Some(x) => T::load(s, &x[channels.clone()]),
-                None => T::vzero(s),
-            };
             let u = T::load(s, &scan.u[at..at + width]);
-            let raw = T::vadd(s, T::load(s, &scan.delta[at..at + width]), channel(scan.delta_bias));
+            let raw = T::vadd(
+                s,
+                T::load(s, &scan.delta[at..at + width]),
+                T::load_or_zero(s, scan.delta_bias, channels.clone()),
+            );
             let dt = if scan.softplus { T::softplus(s, raw) } else { raw };
             let (mut steps, mut inputs, mut sums) =
                 ([T::default(); 16], [T::default(); 16], [T::default(); 16]);
@@ -93,10 +93,10 @@ impl<T: Real> WithSimd for Channels<'_, T> {
                 }
                 sums[k] = T::reduce_sum(s, sum);
             }
-            let mut out = T::vfma(s, channel(scan.d), u, T::load(s, &sums[..lanes]));
+            let mut out = T::vfma(s, T::load_or_zero(s, scan.d, channels), u, T::load(s, &sums[..lanes]));
             if let Some(z) = scan.z {
                 let z = T::load(s, &z[at..at + width]);
-                out = T::vmul(s, out, T::vmul(s, z, T::sigmoid(s, z)));
+                out = T::gate(s, out, z);
             }
             T::store(s, y, out);
         }
