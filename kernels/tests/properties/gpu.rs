@@ -346,21 +346,16 @@ fn dual_scans_of_any_arrangement_and_options_match_the_reference() -> Result<()>
     Ok(())
 }
 
-/// With enough chunks, a block takes several heads of a group, one after another.
+/// With enough chunks, a block takes several heads of a group, one after another: here all of them, or two and the last one.
 #[test]
 fn dual_scans_whose_blocks_take_several_heads_match() -> Result<()> {
-    for by in [1024, 256] {
-        on_a_smaller_gpu(by, || {
-            for (heads, p, n) in [((5, 1), 3, 4), ((6, 2), 3, 4), ((3, 1), 66, 3)] {
-                expect_ssd(&ssd::full(1, 66, heads, p, n), &DTYPES[..1])?;
-                expect_ssd(&ssd::bare(1, 20, heads, p, n), &DTYPES[..1])?;
-            }
-            let packed = ssd::Case { arrangement: Arrangement::SeqIdx, ..ssd::full(2, 70, (4, 1), 3, 4) };
-            expect_ssd(&packed, &DTYPES[..1])?;
-            expect_ssd(&ssd::full(1, 66, (4, 2), 5, 6), &DTYPES[1..])
-        })?;
-    }
-    Ok(())
+    on_a_smaller_gpu(1024, || {
+        expect_ssd(&ssd::full(1, 66, (3, 1), 3, 4), &DTYPES[..1])?;
+        expect_ssd(&ssd::bare(1, 20, (4, 2), 66, 2), &DTYPES[..1])?;
+        expect_ssd(&ssd::full(1, 20, (4, 2), 5, 6), &DTYPES[1..])
+    })?;
+    let packed = ssd::Case { arrangement: Arrangement::SeqIdx, ..ssd::full(1, 20, (5, 1), 3, 4) };
+    on_a_smaller_gpu(64, || expect_ssd(&packed, &DTYPES[..1]))
 }
 
 /// Output `i` alone.

@@ -5,6 +5,8 @@
 //! a captured graph, on rows that lie on the GPU, multiplied by its own kernels or by cuBLAS. f32 products stay f32, as ours
 //! are: its mode that multiplies f32 in tf32 is not measured.
 
+use mamba_rs::gpu::context::GpuCtx;
+use mamba_rs::gpu::device::GpuDevice;
 use mamba_rs::{
     GemmMode, GpuBackbone, GpuOptions, GpuTrainer, Mamba2Config, Mamba2GpuBackbone, Mamba2GpuTrainer,
     Mamba2Weights, MambaConfig, MambaGpuBackbone, MambaGpuTrainer, MambaWeights, TrainSessionCfg,
@@ -108,7 +110,7 @@ impl Shape {
     }
 }
 
-fn wait(ctx: &mamba_rs::gpu::context::GpuCtx) -> Result<(), String> {
+fn wait(ctx: &GpuCtx) -> Result<(), String> {
     ctx.stream.synchronize().map_err(|error| format!("{error:?}"))
 }
 
@@ -132,6 +134,15 @@ fn seconds<M>(
 }
 
 fn main() {
+    // Without a driver, what loads it panics.
+    std::panic::set_hook(Box::new(|_| {}));
+    let opened = std::panic::catch_unwind(|| GpuDevice::new(0))
+        .unwrap_or_else(|_| Err("no NVIDIA driver is loaded".into()));
+    let _ = std::panic::take_hook();
+    if let Err(error) = opened {
+        eprintln!("error: cuda:0: {error}");
+        std::process::exit(1);
+    }
     let types = [
         ("f32", WeightDtype::F32, [GemmMode::Deterministic, GemmMode::CublasPedantic]),
         ("bf16", WeightDtype::Bf16, [GemmMode::Deterministic, GemmMode::CublasFast]),
