@@ -6,13 +6,15 @@
 //! ```
 //!
 //! Bytes are those that an op must move at least: each input read once, each output written once; with its backward, each
-//! input and gradient of an output read, each gradient written. Times are medians of five runs of some calls, each run with
-//! one wait for the GPU at its end. `cuda/kit/peers.py` measures other implementations at the same shapes.
+//! input and gradient of an output read, each gradient written. `cuda/kit/peers.py` measures other implementations at the
+//! same shapes, `core/benches/gpu.rs` whole models.
+
+mod on_gpu;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use mamba_kernels::testing::{device, pseudo_random};
 use mamba_kernels::{CausalConv1d, Norm, SelectiveScan, Ssd};
-use std::time::Instant;
+use on_gpu::seconds;
 
 /// B rows of L tokens. A scan over D = H·P channels with N states; H is 0 for the selective scan.
 #[derive(Clone, Copy)]
@@ -34,8 +36,6 @@ const SHAPES: [Shape; 4] = [
 ];
 
 const CONV_WIDTH: usize = 4;
-/// Seconds of a run, about.
-const RUN: f64 = 0.05;
 
 type Run = Box<dyn Fn(&[Tensor]) -> Result<Tensor>>;
 
@@ -118,21 +118,6 @@ fn works(shape: &Shape) -> Vec<Work> {
         run: Box::new(|x| Ok(Norm::rms(&x[0], &x[1], 1e-5).residual(&x[2]).run_with_residual()?.0)),
     };
     vec![scan, conv, norm]
-}
-
-/// Median seconds of a call.
-fn seconds(device: &Device, mut call: impl FnMut() -> Result<()>) -> Result<f64> {
-    let mut timed = |calls: usize| -> Result<f64> {
-        let started = Instant::now();
-        (0..calls).try_for_each(|_| call())?;
-        device.synchronize()?;
-        Ok(started.elapsed().as_secs_f64() / calls as f64)
-    };
-    timed(1)?;
-    let calls = (RUN / timed(2)?.max(1e-7)).clamp(1.0, 2000.0) as usize;
-    let mut runs = (0..5).map(|_| timed(calls)).collect::<Result<Vec<_>>>()?;
-    runs.sort_by(f64::total_cmp);
-    Ok(runs[2])
 }
 
 /// Bytes per second, read and written, of copies that are larger than caches.

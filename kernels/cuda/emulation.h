@@ -1,9 +1,11 @@
 // Runs kernels on the host: every thread of a block is a fiber, blocks follow one another. For tests, not for speed.
 //
 // A barrier hands over to the other fibers until all have come. The order in which fibers run between barriers is an
-// argument of the launch: a kernel that lacks a barrier gives other results in another order.
+// argument of the launch: a kernel that lacks a barrier gives other results in another order. Shared memory is NaN when a
+// block begins.
 #pragma once
 
+#include <link.h>
 #include <setjmp.h>
 #include <ucontext.h>
 
@@ -168,6 +170,48 @@ inline void run_block(Block& b, unsigned order) {
     }
 }
 
+// Shared memory: what this library keeps for each thread of the host.
+struct Shared {
+    char* begin = nullptr;
+    size_t size = 0;
+
+    // Fills all of it with NaN, the state of this emulation excepted.
+    void spoil(const Block& b) const {
+        const char* own = reinterpret_cast<const char*>(&b);
+        const size_t before = own >= begin && own < begin + size ? own - begin : size;
+        const size_t after = min(before + sizeof b, size);
+        std::memset(begin, 0xff, before);
+        std::memset(begin + after, 0xff, size - after);
+    }
+};
+
+// Of this library alone: to touch it allocates what the library keeps for this thread of the host.
+static thread_local volatile char own_byte;
+
+// Finds that memory, by the segment of code that this function lies in.
+inline Shared shared_memory() {
+    own_byte = 0;
+    Shared found;
+    dl_iterate_phdr(
+        [](dl_phdr_info* library, size_t, void* result) {
+            const auto here = reinterpret_cast<uintptr_t>(&shared_memory);
+            bool is_this = false;
+            for (int i = 0; i < library->dlpi_phnum; ++i) {
+                const auto& part = library->dlpi_phdr[i];
+                const uintptr_t from = library->dlpi_addr + part.p_vaddr;
+                is_this |= part.p_type == PT_LOAD && here >= from && here < from + part.p_memsz;
+            }
+            for (int i = 0; is_this && i < library->dlpi_phnum; ++i) {
+                if (library->dlpi_phdr[i].p_type != PT_TLS) continue;
+                *static_cast<Shared*>(result) = {
+                    static_cast<char*>(library->dlpi_tls_data), library->dlpi_phdr[i].p_memsz};
+            }
+            return int(is_this);
+        },
+        &found);
+    return found;
+}
+
 inline void launch(const unsigned* grid, const unsigned* size, unsigned order, const std::function<void()>& kernel) {
     Block& b = block();
     const size_t count = size_t(size[0]) * size[1] * size[2];
@@ -180,10 +224,12 @@ inline void launch(const unsigned* grid, const unsigned* size, unsigned order, c
     b.kernel = &kernel;
     b.grid_size = {grid[0], grid[1], grid[2]};
     b.block_size = {size[0], size[1], size[2]};
+    const Shared shared = shared_memory();
     for (unsigned z = 0; z < grid[2]; ++z)
         for (unsigned y = 0; y < grid[1]; ++y)
             for (unsigned x = 0; x < grid[0]; ++x) {
                 b.block_index = {x, y, z};
+                shared.spoil(b);
                 run_block(b, order);
             }
 }

@@ -241,6 +241,8 @@ template <typename T, bool BACK> __device__ inline void outer_products(const Ssd
     }
 }
 
+constexpr int PASSED = 6;  // chunks whose states are read at once; registers hold no more
+
 // From each segment's first chunk to the last, turns what each adds into the state before it; with BACK, from the last to
 // the first, into the gradient of the state after it. Grid: segments · H · P · N / THREADS.
 template <bool BACK> __device__ inline void pass_states(const SsdArgs& args) {
@@ -251,18 +253,28 @@ template <bool BACK> __device__ inline void pass_states(const SsdArgs& args) {
     float* end_state = BACK ? args.dinitial : args.last_state;
     float value = border != nullptr ? border[i] : 0.0f;
     const i64 first = args.spans.first_of(segment), count = args.spans.first_of(segment + 1) - first;
-    for (i64 k = 0; k < count; ++k) {
-        const i64 chunk = BACK ? first + count - 1 - k : first + k;
-        float* at = (BACK ? args.grads : args.states) + chunk * size + i % size;
-        // The last in this order was computed only if what comes after it is of use.
-        const bool more = k + 1 < count || end_state != nullptr;
-        const float own = more ? *at : 0.0f;
-        *at = value;
-        if (!more) break;
-        const Span span = args.spans.get(chunk);
-        if (span.steps > 0) {
-            const i64 last = span.token(span.steps - 1) * args.h + head;
-            value = fmaf(exp2_of(args.log[last], args.log_rest[last]), value, own);
+    float* const states = (BACK ? args.grads : args.states) + i % size;
+    for (i64 begin = 0; begin < count; begin += PASSED) {
+        float own[PASSED], decay[PASSED];
+#pragma unroll
+        for (int j = 0; j < PASSED; ++j) {
+            const i64 k = begin + j, chunk = BACK ? first + count - 1 - k : first + k;
+            own[j] = 0.0f, decay[j] = 1.0f;
+            // The last in this order was computed only if what comes after it is of use.
+            if (k + 1 < count || (k < count && end_state != nullptr)) {
+                const Span span = args.spans.get(chunk);
+                own[j] = states[chunk * size];
+                if (span.steps > 0) {
+                    const i64 last = span.token(span.steps - 1) * args.h + head;
+                    decay[j] = exp2_of(args.log[last], args.log_rest[last]);
+                }
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < PASSED; ++j) {
+            const i64 k = begin + j, chunk = BACK ? first + count - 1 - k : first + k;
+            if (k < count) states[chunk * size] = value;
+            value = fmaf(decay[j], value, own[j]);
         }
     }
     if (end_state != nullptr) end_state[i] = value;

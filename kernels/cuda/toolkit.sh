@@ -68,8 +68,9 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "${packages[*]}" ]; then
   echo "${packages[*]}" >"$stamp"
 fi
 
-# What cudarc and candle's own kernels are built for; STUB is where a build finds a driver to link.
+# What cudarc and candle's own kernels are built for: 80 runs on A100 and all that came later, 90 on H100 and H200 alone. STUB
+# is where a build finds a driver to link.
 cat <<VARIABLES
 export CUDA_HOME='$home' PATH='$home/bin':"\$PATH" CUDARC_CUDA_VERSION=13000
-export CUDA_COMPUTE_CAP="\${CUDA_COMPUTE_CAP:-90}" CUDA_STUB_PATH='$home/lib64:$home/lib/stubs'
+export CUDA_COMPUTE_CAP="\${CUDA_COMPUTE_CAP:-80}" CUDA_STUB_PATH='$home/lib64:$home/lib/stubs'
 VARIABLES

@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""The official CUDA and Triton kernels at the shapes of ours, on one GPU, as a table of ratios.
+"""Other implementations at the shapes of ours, on one GPU, as a table of ratios: op by op the official CUDA and Triton kernels
+(mamba_ssm, causal_conv1d), and whole models of four layers by the crate mamba-rs.
 
     peers.py list                          what is there to measure, and what can be imported here
     peers.py build SOURCE.tar.gz...        builds mamba-ssm and causal-conv1d for this GPU and its PyTorch
+    peers.py run [--out FOLDER]            times ours, then theirs, and prints the table
     peers.py measure [--out FILE]          times theirs, one JSON object a line
     peers.py table OURS THEIRS             ratios of two such files; below 1 ours is faster
 
@@ -11,8 +13,10 @@ The sources are those of PyPI, fetched where there is a network and carried to t
     MAMBA_SKIP_CUDA_BUILD=TRUE CAUSAL_CONV1D_SKIP_CUDA_BUILD=TRUE pip download --no-deps --no-binary :all: \\
         --no-build-isolation mamba-ssm==2.3.2.post1 causal-conv1d==1.7.0
 
-Building needs torch, packaging, ninja, setuptools, wheel and nvcc there; measuring needs torch, triton and einops. Ours are
-measured by bin/kernels-gpu --bench --json, with MAMBA_TEST_DEVICE=cuda:0. Nothing of theirs is part of this repository.
+Building needs torch, packaging, ninja, setuptools, wheel and nvcc there; measuring needs torch, triton and einops. The program
+of mamba-rs is bin/mamba-rs-gpu, which pack.sh --peers builds; it compiles its kernels when it runs, for which it needs NVRTC
+and CUDA's headers, as PyTorch installs them. A peer that is missing is named and left out. Nothing of theirs is part of this
+repository.
 """
 
 import argparse
@@ -22,10 +26,16 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import types
 from pathlib import Path
 
-# As in kernels/benches/gpu.rs.
+KIT = Path(__file__).resolve().parent
+# Ours, and the program of mamba-rs.
+OURS = ["kernels-gpu", "core-gpu"]
+MAMBA_RS = "mamba-rs-gpu"
+
+# As in kernels/benches/gpu.rs; the models are in core/benches/gpu.rs.
 SHAPES = {
     "caduceus_131k": dict(b=1, l=131072, d=512, n=16, h=0),
     "lm_130m_2k": dict(b=8, l=2048, d=1536, n=16, h=0),
@@ -41,6 +51,31 @@ def fail(message, hint=None):
     if hint:
         print(f"hint: {hint}", file=sys.stderr)
     sys.exit(1)
+
+
+def environment():
+    """This process's, with the libraries and headers of CUDA that PyTorch installed, where there are no others."""
+    variables = dict(os.environ, MAMBA_TEST_DEVICE="cuda:0")
+    found = importlib.util.find_spec("nvidia.cu13") if importlib.util.find_spec("nvidia") else None
+    if found:
+        home = next(iter(found.submodule_search_locations))
+        variables["LD_LIBRARY_PATH"] = ":".join([f"{home}/lib", *filter(None, [os.environ.get("LD_LIBRARY_PATH")])])
+        if not Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "include/cuda_fp16.h").exists():
+            variables["CUDA_HOME"] = home
+    return variables
+
+
+def program(name, arguments, lines):
+    """Runs a program of the kit, whose JSON lines go to `lines`; says why if it does not succeed."""
+    path = KIT / "bin" / name
+    if not path.exists():
+        print(f"left out: {name}: the kit has no bin/{name}", file=sys.stderr)
+        return False
+    done = subprocess.run([str(path), *arguments], env=environment(), stdout=subprocess.PIPE, text=True)
+    print("".join(line for line in done.stdout.splitlines(True) if line.startswith("{")), end="", file=lines, flush=True)
+    if done.returncode:
+        print(f"left out: {name}: exit code {done.returncode}", file=sys.stderr)
+    return done.returncode == 0
 
 
 def kernels_of(module):
@@ -120,14 +155,24 @@ def seconds(torch, call):
     return sorted(timed(calls) for _ in range(5))[2]
 
 
-def measure(out):
+def gpu_torch():
+    """PyTorch, or none and why."""
     try:
         import torch
     except ImportError:
-        fail("there is no torch", "a machine with PyTorch for CUDA is needed")
-    if not torch.cuda.is_available():
-        fail("PyTorch shows no GPU", "nvidia-smi lists them; `peers.py list` needs none")
+        return None, "there is no torch"
+    return (torch, None) if torch.cuda.is_available() else (None, "PyTorch shows no GPU")
+
+
+def measure(out):
     lines = out or sys.stdout
+    has_models = program(MAMBA_RS, [], lines)
+    torch, missing = gpu_torch()
+    if missing:
+        print(f"left out: mamba_ssm, causal_conv1d: {missing}", file=sys.stderr)
+        if not has_models:
+            fail("no peer was measured", "nvidia-smi lists GPUs; `peers.py list` needs none")
+        return
     source = torch.zeros(1 << 28, device="cuda")
     copy = 2 * source.numel() * 4 / seconds(torch, source.clone)
     machine = f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
@@ -141,9 +186,11 @@ def measure(out):
                 with torch.no_grad():
                     forward = seconds(torch, lambda: call(x))
                     gradient = torch.ones_like(call(x))
-                both = seconds(torch, lambda: call(tracked).backward(gradient))
-            except (ImportError, RuntimeError, AttributeError, ValueError) as error:
-                left_out.setdefault(f"{op}: {type(error).__name__}: {str(error).splitlines()[:1]}", []).append(f"{name} {dtype}")
+                # Gradients that are new each time: adding them to older ones would be work that ours have not.
+                both = seconds(torch, lambda: torch.autograd.grad(call(tracked), tracked, gradient))
+            except Exception as error:  # whatever others raise
+                reason = f"{op}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                left_out.setdefault(reason, []).append(f"{name} {dtype}")
                 continue
             for pass_, time in [("fwd", forward), ("fwd_bwd", both)]:
                 row = {"program": "official", "op": op, "pass": pass_, "dtype": dtype, "shape": name, "seconds": time}
@@ -152,17 +199,46 @@ def measure(out):
         print(f"left out: {reason}: {', '.join(rows)}", file=sys.stderr)
 
 
+# Their setup.py asks for nine architectures; nvcc shall compile one.
+ONE_ARCHITECTURE = """#!/usr/bin/env bash
+kept=()
+while [ $# -gt 0 ]; do
+  if [ "$1" = -gencode ]; then
+    case $2 in *sm_{0}*) kept+=("$1" "$2") ;; esac
+    shift
+  else
+    kept+=("$1")
+  fi
+  shift
+done
+exec {1} "${{kept[@]}}"
+"""
+
+
 def build(sources):
+    missing = [source for source in sources if not Path(source).is_file()]
+    if missing:
+        fail(f"there is no file {missing[0]}", "`peers.py --help` tells how to fetch the sources")
     try:
         import torch
-    except ImportError:
-        fail("there is no torch to build against")
+        from torch.utils.cpp_extension import CUDA_HOME
+    except ImportError as error:
+        fail(f"there is no torch to build against: {error}")
+    nvcc = Path(CUDA_HOME or "/usr/local/cuda", "bin/nvcc")
+    if not nvcc.exists():
+        fail(f"there is no nvcc: {nvcc}", "name the toolkit's folder in CUDA_HOME")
+    if torch.version.cuda is None:
+        fail(f"torch {torch.__version__} is not built for CUDA")
     major, minor = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
-    environment = dict(os.environ, MAMBA_FORCE_BUILD="TRUE", CAUSAL_CONV1D_FORCE_BUILD="TRUE")
-    environment.setdefault("TORCH_CUDA_ARCH_LIST", f"{major}.{minor}")
-    environment.setdefault("MAX_JOBS", str(len(os.sched_getaffinity(0))))
-    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", *sources]
-    sys.exit(subprocess.run(command, env=environment).returncode)
+    variables = dict(os.environ, MAMBA_FORCE_BUILD="TRUE", CAUSAL_CONV1D_FORCE_BUILD="TRUE")
+    variables.setdefault("MAX_JOBS", str(len(os.sched_getaffinity(0))))
+    with tempfile.TemporaryDirectory() as folder:
+        wrapper = Path(folder, "nvcc")
+        wrapper.write_text(ONE_ARCHITECTURE.format(f"{major}{minor}", nvcc))
+        wrapper.chmod(0o755)
+        variables["PYTORCH_NVCC"] = str(wrapper)
+        command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", *sources]
+        sys.exit(subprocess.run(command, env=variables).returncode)
 
 
 def read(path):
@@ -178,27 +254,48 @@ def table(ours, theirs):
     copy, ours = read(ours)
     _, theirs = read(theirs)
     if not ours:
-        fail("the first file has no measurement of ours", "bin/kernels-gpu --bench --json > ours.jsonl")
+        fail("the first file has no measurement of ours", "peers.py run, or bin/kernels-gpu --bench --json > ours.jsonl")
     if copy:
         print(f"copy: {copy / 1e9:.0f} GB/s read and written")
-    print("| op | pass | type | shape | ours, ms | of copy | theirs, ms | ratio |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| op | pass | type | shape | ours, ms | of copy | theirs, ms | ratio | theirs is |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for key, row in ours.items():
         peer = theirs.get(key)
         of_copy = f"{100 * row['of_copy']:.0f} %" if "of_copy" in row else ""
         figures = [f"{1e3 * row['seconds']:.3f}", of_copy]
-        figures += [f"{1e3 * peer['seconds']:.3f}", f"{row['seconds'] / peer['seconds']:.2f}"] if peer else ["not run", ""]
+        if peer:
+            ratio = f"{row['seconds'] / peer['seconds']:.2f}"
+            figures += [f"{1e3 * peer['seconds']:.3f}", ratio, peer["program"]]
+        else:
+            figures += ["not run", "", ""]
         print(f"| {' | '.join([*key, *figures])} |")
+
+
+def run(folder):
+    """Ours and theirs in one run."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    ours, theirs = folder / "ours.jsonl", folder / "theirs.jsonl"
+    with ours.open("w") as lines:
+        if not program(OURS[0], ["--bench", "--json"], lines):
+            fail("ours were not measured", "the message is above")
+        program(OURS[1], ["--bench", "--json"], lines)
+    with theirs.open("w") as lines:
+        measure(lines)
+    table(ours, theirs)
 
 
 def show():
     importable = {}
     for name in ["torch", "triton", "einops", "mamba_ssm", "selective_scan_cuda", "causal_conv1d"]:
         importable[name] = importlib.util.find_spec(name) is not None
+    importable |= {f"bin/{name}": (KIT / "bin" / name).exists() for name in [*OURS, MAMBA_RS]}
     print("here:", ", ".join(f"{name} {'yes' if found else 'no'}" for name, found in importable.items()))
     for op, name, shape, _ in works():
         sizes = " ".join(f"{key.upper()} {value}" for key, value in shape.items() if value)
         print(f"{op:18} {name:14} {sizes}")
+    for name, shape in SHAPES.items():
+        print(f"{'4_layers':18} {name:14} of d_model {shape['d'] // 2}, {'Mamba-2' if shape['h'] else 'Mamba'}")
 
 
 def main():
@@ -207,6 +304,8 @@ def main():
     commands.add_parser("list")
     builder = commands.add_parser("build")
     builder.add_argument("sources", nargs="+", metavar="SOURCE.tar.gz")
+    runner = commands.add_parser("run")
+    runner.add_argument("--out", default="peers", help="a folder for the measurements [default: peers]")
     measurer = commands.add_parser("measure")
     measurer.add_argument("--out", type=argparse.FileType("w"), help="a file for the JSON lines [default: stdout]")
     maker = commands.add_parser("table")
@@ -218,6 +317,8 @@ def main():
             show()
         case "build":
             build(args.sources)
+        case "run":
+            run(args.out)
         case "measure":
             measure(args.out)
         case "table":

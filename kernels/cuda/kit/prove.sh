@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs everything that pack.sh packed on this machine, within eight minutes, and prints one table. Needs NVIDIA's driver and
-# CUDA 13's libraries cudart, cublas and curand; a machine with PyTorch has them, else name their folder in LD_LIBRARY_PATH.
+# CUDA 13's libraries cudart, cublas and curand; a machine with PyTorch has them, else name their folder in
+# LD_LIBRARY_PATH. Without a GPU the table says why, and that nothing was run.
 #
 #   prove.sh            on cuda:0
 #   prove.sh cpu        a rehearsal without a GPU, of a kit that was packed with --cpu
@@ -15,7 +16,7 @@ budget=${SECONDS_LEFT:-470}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export MAMBA_GOLDEN=$kit/golden MAMBA_TEST_DEVICE=$device RUST_BACKTRACE=0
-rows=() failed=0
+rows=() failed=0 unusable=
 
 # What PyTorch installed, for a machine without CUDA of its own; never a stand-in driver.
 if [ "$device" != cpu ]; then
@@ -31,10 +32,24 @@ left() {
   if [ "$rest" -lt 5 ]; then echo 0; elif [ "$rest" -lt "$1" ]; then echo "$rest"; else echo "$1"; fi
 }
 
-# step NAME MOST_SECONDS COMMAND…: runs it, with its output in $log; false if it did not succeed. Adds a row if it failed.
+# Why a command failed, from its output: what it panicked for, or the first line that speaks of an error.
+reason() {
+  local said
+  said=$(awk '/panicked at/ { getline; print; exit }' "$1")
+  if [ -z "$said" ]; then said=$(grep -aE 'error|Error|failed' "$1" | head -n 1); fi
+  cut -c1-150 <<<"$said"
+}
+
+# step NAME MOST_SECONDS COMMAND…: runs it, with its output in $log; false if it did not succeed. Adds a row if it failed, or
+# was not run because the device is unusable.
 step() {
   local name=$1 most=$2 begin=$SECONDS code
   shift 2
+  if [ -n "$unusable" ]; then
+    row "$name" "NOT RUN" - "$unusable"
+    failed=1
+    return 1
+  fi
   log=$work/$(echo "$name" | tr -c 'a-z0-9\n' _).log
   most=$(left "$most")
   if [ "$most" = 0 ]; then
@@ -47,7 +62,7 @@ step() {
   took=$((SECONDS - begin))
   if [ $code = 0 ]; then return 0; fi
   local why
-  why=$(grep -aE 'panicked|error|Error|failed' "$log" | head -n 1 | cut -c1-110)
+  why=$(reason "$log")
   if [ $code = 124 ]; then why="more than $most s"; fi
   row "$name" FAILED "${took}s" "${why:-exit code $code}"
   sed 's/^/    /' "$log" | tail -n 15 >&2
@@ -115,7 +130,7 @@ agree() {
     awk '{ d = ($2 - $3) / ($3 == 0 ? 1 : $3); if (d < 0) d = -d; if (d > most) most = d; n++ }
          END { if (n) printf "%d %.2e", n, most }')
   if [ -z "$figure" ]; then
-    row "loss of $1, $device and cpu" "NOT RUN" - "no step in common"
+    row "loss of $1, $device and cpu" "NOT RUN" - "${unusable:-no step in common}"
     failed=1
   elif awk -v x="${figure#* }" 'BEGIN { exit !(x < 2e-2) }'; then
     row "loss of $1, $device and cpu" ok - "at most ${figure#* } apart (relative) over ${figure%% *} records"
@@ -125,10 +140,31 @@ agree() {
   fi
 }
 
+# Libraries that the kit's binaries need and this machine does not have.
+missing_libraries() { ldd "$kit"/bin/* 2>/dev/null | sed -nE 's/^[[:space:]]*(lib[^ ]+) => not found.*/\1/p' | sort -u; }
+
 if [ "$device" = cpu ]; then
   row machine ok - "$(uname -m), a rehearsal without a GPU"
-elif step machine 30 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader; then
-  row machine ok - "$(head -n 1 "$log")"
+else
+  if ! command -v nvidia-smi >/dev/null; then
+    row machine "NOT RUN" - "there is no nvidia-smi"
+    failed=1
+  elif step machine 30 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader; then
+    row machine ok - "$(head -n 1 "$log")"
+  fi
+  missing=$(missing_libraries | paste -sd ' ')
+  if [ -n "$missing" ]; then
+    row libraries FAILED - "not found: $missing"
+    failed=1
+    case $missing in
+      *libcuda.so*) unusable="no NVIDIA driver is installed" ;;
+      *) unusable="a library is missing" ;;
+    esac
+  elif step "$device opens" 60 "$kit/bin/kernels-gpu" --bench --dry; then
+    row "$device opens" ok "${took}s" ""
+  else
+    unusable="$device does not open"
+  fi
 fi
 
 # 1. ops against their references: f32, bf16 and f16, outputs and gradients, the same bits each time
@@ -137,7 +173,10 @@ tests "ops against references" 150 kernels-properties gpu::
 checkers=()
 if [ "$device" != cpu ]; then
   for tool in memcheck racecheck; do
-    if command -v compute-sanitizer >/dev/null; then
+    if [ -n "$unusable" ]; then
+      row "compute-sanitizer $tool" "NOT RUN" - "$unusable"
+      failed=1
+    elif command -v compute-sanitizer >/dev/null; then
       MAMBA_TEST_ONCE=1 timeout "$(left 300)" compute-sanitizer --tool "$tool" --error-exitcode 9 \
         "$kit/bin/kernels-properties" --test-threads 1 gpu:: >"$work/$tool.log" 2>&1 &
       checkers+=("$tool:$!:$SECONDS")
@@ -181,15 +220,17 @@ for checker in "${checkers[@]}"; do
     failed=1
   fi
 done
-# 5. speed, in time and in parts of the bandwidth of copies
+# 5. speed: of ops, in time and in parts of the bandwidth of copies, and of whole models
 dry=()
 if [ "$device" = cpu ]; then dry=(--dry); fi
-if [ ! -x "$kit/bin/kernels-gpu" ]; then
-  row bench "NOT RUN" - "the kit has no kernels-gpu"
-  failed=1
-elif step bench 90 "$kit/bin/kernels-gpu" --bench "${dry[@]}"; then
-  while read -r name figures; do row "$name" ok - "$figures"; done <"$log"
-fi
+for bench in kernels-gpu core-gpu; do
+  if [ ! -x "$kit/bin/$bench" ]; then
+    row "bench $bench" "NOT RUN" - "the kit has no $bench"
+    failed=1
+  elif step "bench $bench" 90 "$kit/bin/$bench" --bench "${dry[@]}"; then
+    while read -r name figures; do row "$name" ok - "$figures"; done <"$log"
+  fi
+done
 
 echo
 echo "commit $(cat "$kit/COMMIT"), device $device, $SECONDS s"

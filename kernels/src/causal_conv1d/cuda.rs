@@ -40,7 +40,7 @@ kernel_args! {
 /// Spans and the arguments that forward and backward share.
 fn prepare(gpu: &Gpu, op: &Op, inputs: &[Option<Tensor>]) -> Result<(SpanPlan, ConvArgs)> {
     let tokens = op.segments.batch() * op.segments.seq_len();
-    let span = if tokens.div_ceil(SPAN) * op.d < ENOUGH_THREADS { SHORT_SPAN } else { SPAN };
+    let span = if tokens.div_ceil(SPAN) * op.d < gpu.scaled(ENOUGH_THREADS) { SHORT_SPAN } else { SPAN };
     let plan = SpanPlan::new(gpu, &op.segments, span, span, op.reverse)?;
     let input = |i: usize| gpu.address(inputs[i].as_ref());
     let args = ConvArgs {

@@ -57,7 +57,7 @@ pub(super) fn open(number: usize) -> Result<CudaDevice> {
     let Device::Cuda(device) = Device::new_cuda_with_stream(number)? else { bail!("no CUDA device") };
     let capability = device.cuda_stream().context().compute_capability().w()?;
     // What candle's own kernels are compiled for.
-    if let Some(reason) = messages::too_old(env!("MAMBA_COMPUTE_CAPABILITY"), capability) {
+    if let Some(reason) = messages::unfit(env!("MAMBA_COMPUTE_CAPABILITY"), capability) {
         bail!("{reason}");
     }
     // SAFETY: events order the work of several streams; all of this device's work is on its one stream, memory is

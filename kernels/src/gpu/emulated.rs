@@ -19,6 +19,7 @@ use std::sync::OnceLock;
 pub struct Emulation {
     libraries: [usize; Module::ALL.len()],
     order: u32,
+    smaller: usize,
 }
 
 thread_local! {
@@ -87,12 +88,22 @@ impl Emulation {
             }
             *library = handle as usize;
         }
-        Ok(Some(Self { libraries, order: 0 }))
+        Ok(Some(Self { libraries, order: 0, smaller: 1 }))
     }
 
     /// The same with threads that run in another order between barriers: 0, 1 or 2.
     pub fn with_order(self, order: u32) -> Self {
         Self { order, ..self }
+    }
+
+    /// The same as a GPU that is smaller by a factor, so that small inputs are cut into blocks as large ones are on a GPU.
+    pub fn smaller(self, by: usize) -> Self {
+        Self { smaller: by.max(1), ..self }
+    }
+
+    /// How many blocks, warps or threads it takes for what takes `count` of a GPU.
+    pub(super) fn scaled(&self, count: usize) -> usize {
+        (count / self.smaller).max(1)
     }
 
     /// Runs `f` with the ops of this thread emulated.

@@ -17,14 +17,26 @@ pub(super) fn does_not_open(error: &str) -> String {
     }
 }
 
-/// Why a GPU of compute capability `has` cannot run a build whose tensor ops are compiled for `built` (80 is 8.0), if so.
-pub(super) fn too_old(built: &str, (major, minor): (i32, i32)) -> Option<String> {
-    let built = built.parse::<i32>().ok().filter(|built| 10 * major + minor < *built)?;
-    Some(format!(
-        "this build is for GPUs of compute capability {}.{} and newer, this one has {major}.{minor}: build with CUDA_COMPUTE_CAP={major}{minor}",
-        built / 10,
-        built % 10
-    ))
+/// Why a GPU cannot run a build whose tensor ops are compiled for `built` (80 is 8.0), if so.
+///
+/// candle compiles for 9.0 and later with code that no other architecture runs (sm_90a), for earlier ones with code that all
+/// later ones run.
+pub(super) fn unfit(built: &str, (major, minor): (i32, i32)) -> Option<String> {
+    let built = built.trim_end_matches(|c: char| c.is_ascii_alphabetic()).parse::<i32>().ok()?;
+    let has = 10 * major + minor;
+    let (fits, which) = if built < 90 { (has >= built, "and newer") } else { (has == built, "alone") };
+    if has < 80 {
+        return Some(format!(
+            "a GPU of compute capability 8.0 or newer is needed, this one has {major}.{minor}"
+        ));
+    }
+    (!fits).then(|| {
+        format!(
+            "this build is for GPUs of compute capability {}.{} {which}, this one has {major}.{minor}: build with CUDA_COMPUTE_CAP={has}, or 80 for all from 8.0 on",
+            built / 10,
+            built % 10
+        )
+    })
 }
 
 /// Why the kernels of a module do not load.
@@ -90,12 +102,22 @@ mod tests {
     }
 
     #[test]
-    fn an_older_gpu_is_told_what_to_build() {
+    fn another_gpu_is_told_what_to_build() {
         assert_eq!(
-            too_old("90", (8, 6)).unwrap(),
-            "this build is for GPUs of compute capability 9.0 and newer, this one has 8.6: build with CUDA_COMPUTE_CAP=86"
+            unfit("80", (7, 5)).unwrap(),
+            "a GPU of compute capability 8.0 or newer is needed, this one has 7.5"
         );
-        assert_eq!((too_old("80", (8, 6)), too_old("90", (10, 0)), too_old("", (5, 0))), (None, None, None));
+        assert_eq!(
+            unfit("89", (8, 6)).unwrap(),
+            "this build is for GPUs of compute capability 8.9 and newer, this one has 8.6: build with CUDA_COMPUTE_CAP=86, or 80 for all from 8.0 on"
+        );
+        assert_eq!(
+            unfit("90a", (10, 0)).unwrap(),
+            "this build is for GPUs of compute capability 9.0 alone, this one has 10.0: build with CUDA_COMPUTE_CAP=100, or 80 for all from 8.0 on"
+        );
+        for (built, has) in [("80", (8, 0)), ("80", (12, 0)), ("90", (9, 0)), ("", (8, 6))] {
+            assert_eq!(unfit(built, has), None);
+        }
         assert!(no_code("ssd", "13.0", (7, 5)).ends_with("CUDA 13.0 and newer; this GPU has 7.5"));
     }
 

@@ -195,6 +195,16 @@ impl Gpu {
         }
     }
 
+    /// A number of blocks, warps or threads that plans for a GPU name; an emulation may stand for a smaller one.
+    pub(crate) fn scaled(&self, count: usize) -> usize {
+        match *self {
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => count,
+            #[cfg(feature = "testing")]
+            Self::Emulated(ref emulation) => emulation.scaled(count),
+        }
+    }
+
     /// Memory whose content is undefined.
     pub(crate) fn uninitialised(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Buffer> {
         self.alloc(shape.into(), dtype, false)

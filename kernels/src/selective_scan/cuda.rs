@@ -103,7 +103,7 @@ impl<'a> Launches<'a> {
         let tiles = d / run * tiles_of_run;
         let working = n.div_ceil(STATES).min(WARPS);
         let lines = (op.segments.count() * tiles * working).max(1);
-        let cuts = if lines < ENOUGH_WARPS { MANY_WARPS / lines } else { 1 };
+        let cuts = if lines < gpu.scaled(ENOUGH_WARPS) { gpu.scaled(MANY_WARPS) / lines } else { 1 };
         let longest = op.segments.iter().map(|s| s.len()).max().unwrap_or(1);
         let span = longest.div_ceil(cuts).max(MIN_SPAN).next_multiple_of(CHUNK);
         let plan = SpanPlan::new(gpu, &op.segments, span, CHUNK, op.reverse)?;
@@ -163,7 +163,7 @@ impl<'a> Launches<'a> {
     /// One of the kernels that walk over all tiles.
     fn walk(&self, names: [&'static str; 3], args: &ScanArgs) -> Result<()> {
         let name = self.variant(names);
-        for (first_tile, tiles) in self.waves(MAX_BLOCKS_Y) {
+        for (first_tile, tiles) in self.waves(self.gpu.scaled(MAX_BLOCKS_Y)) {
             let carry = self.carry(self.plan.count, tiles)?;
             let args = ScanArgs { first_tile: first_tile as i64, carry: address_of(&carry), ..*args };
             // SAFETY: inputs were checked against these sizes and outputs are allocated from them.
@@ -246,12 +246,12 @@ pub(super) fn backward(
     let dinitial = inputs[8].as_ref().map(|h| gpu.uninitialised(h.shape(), DType::F32)).transpose()?;
     // Parts of sums over spans.
     let spans = launches.plan.count;
-    let per_block = (spans * launches.tiles).div_ceil(MOST_BLOCKS).max(1);
+    let per_block = (spans * launches.tiles).div_ceil(gpu.scaled(MOST_BLOCKS)).max(1);
     let blocks = spans.div_ceil(per_block);
     let part = |n: usize| gpu.uninitialised((blocks, n, d), DType::F32);
     let (da, dskip, dbias) = (part(n)?, part(1)?, part(1)?);
     // Parts of sums over channels; of as many tiles at a time as take up to two values for each of B·L·D.
-    let wave = (d / n).clamp(1, launches.tiles.min(MAX_BLOCKS_Y));
+    let wave = (d / n).clamp(1, launches.tiles.min(gpu.scaled(MAX_BLOCKS_Y)));
     let mut db = Coefficient::new(&launches, op, b, b_groups, blocks, wave)?;
     let mut dc = Coefficient::new(&launches, op, c, c_groups, blocks, wave)?;
     let args = ScanArgs {

@@ -97,7 +97,7 @@ impl<'a> Launches<'a> {
         }
         let plan = SpanPlan::new(gpu, &op.segments, CHUNK, CHUNK, op.reverse)?;
         let in_group = h / g;
-        let wanted = ENOUGH_BLOCKS.div_ceil((plan.count * g).max(1)).min(in_group);
+        let wanted = gpu.scaled(ENOUGH_BLOCKS).div_ceil((plan.count * g).max(1)).min(in_group);
         let heads_of_share = in_group.div_ceil(wanted);
         let shares = in_group.div_ceil(heads_of_share);
         let tokens = op.segments.batch() * op.segments.seq_len();

@@ -15,6 +15,7 @@ use crate::{
 };
 use candle_core::{DType, Device, Result, Tensor};
 use mamba_kernels::testing::{Emulation, device, expect_close};
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -43,6 +44,18 @@ fn machine() -> Option<Machine> {
     BUILT.get_or_init(build).clone()
 }
 
+thread_local! {
+    static SMALLER: Cell<usize> = const { Cell::new(1) };
+}
+
+/// Runs `f` where an emulated GPU is smaller by a factor: small inputs are then cut into blocks as large ones are on a GPU.
+fn on_a_smaller_gpu(by: usize, f: impl FnOnce() -> Result<()>) -> Result<()> {
+    SMALLER.set(by);
+    let done = f();
+    SMALLER.set(1);
+    done
+}
+
 impl Machine {
     /// Runs `f` of the tensors, in one of three orders of threads where that can be chosen. Results lie on the CPU.
     fn run(
@@ -53,7 +66,7 @@ impl Machine {
     ) -> Result<Vec<Tensor>> {
         match self {
             Self::Gpu(device) => to(&f(&to(x, device)?)?, &Device::Cpu),
-            Self::Host(emulation) => emulation.with_order(order).run(|| f(x)),
+            Self::Host(emulation) => emulation.with_order(order).smaller(SMALLER.get()).run(|| f(x)),
         }
     }
 
@@ -69,7 +82,9 @@ impl Machine {
                 let Evaluated { outputs, grads } = evaluate(&to(x, device)?, f)?;
                 Ok(Evaluated { outputs: to(&outputs, &Device::Cpu)?, grads: to(&grads, &Device::Cpu)? })
             }
-            Self::Host(emulation) => emulation.with_order(order).run(|| evaluate(x, f)),
+            Self::Host(emulation) => {
+                emulation.with_order(order).smaller(SMALLER.get()).run(|| evaluate(x, f))
+            }
         }
     }
 
@@ -230,6 +245,33 @@ fn scans_that_are_cut_along_their_length_match() -> Result<()> {
     Ok(())
 }
 
+/// Parts of the gradients of B and C are made for some tiles of channels at a time where there are many states.
+#[test]
+fn scans_whose_gradients_come_in_waves_match() -> Result<()> {
+    expect_scan(&scan::full(1, 12, 70, 40), &DTYPES[..1])?;
+    let groups = scan::Case { b: scan::Coefficient::Groups(2), ..scan::full(2, 9, 80, 30) };
+    expect_scan(&groups, &DTYPES[..1])?;
+    expect_scan(&scan::Case { arrangement: Arrangement::RightPadded, ..groups }, &DTYPES[..1])
+}
+
+/// With more spans than blocks, a block of the backward pass walks several.
+#[test]
+fn scans_whose_blocks_walk_several_spans_match() -> Result<()> {
+    on_a_smaller_gpu(1 << 14, || {
+        for n in [3, 17] {
+            for arrangement in [Arrangement::Whole, Arrangement::Packed, Arrangement::RightPadded] {
+                expect_scan(&scan::Case { arrangement, ..scan::full(3, 40, 35, n) }, &DTYPES[..1])?;
+            }
+        }
+        let constant = scan::Coefficient::Constant;
+        expect_scan(&scan::Case { b: constant, c: constant, ..scan::full(3, 40, 35, 5) }, &DTYPES[..1])?;
+        // More tiles than a launch has along its second axis.
+        expect_scan(&scan::full(2, 5, 130, 3), &DTYPES[..1])
+    })?;
+    // Spans of one segment that is cut.
+    on_a_smaller_gpu(512, || expect_scan(&scan::full(1, 4300, 2, 2), &DTYPES[..1]))
+}
+
 #[test]
 fn padding_of_scans_is_never_read() -> Result<()> {
     let Some(machine) = machine() else { return Ok(()) };
@@ -304,6 +346,46 @@ fn dual_scans_of_any_arrangement_and_options_match_the_reference() -> Result<()>
     Ok(())
 }
 
+/// With enough chunks, a block takes several heads of a group, one after another: here all of them, or two and the last one.
+#[test]
+fn dual_scans_whose_blocks_take_several_heads_match() -> Result<()> {
+    on_a_smaller_gpu(1024, || {
+        expect_ssd(&ssd::full(1, 66, (3, 1), 3, 4), &DTYPES[..1])?;
+        expect_ssd(&ssd::bare(1, 20, (4, 2), 66, 2), &DTYPES[..1])?;
+        expect_ssd(&ssd::full(1, 20, (4, 2), 5, 6), &DTYPES[1..])
+    })?;
+    let packed = ssd::Case { arrangement: Arrangement::SeqIdx, ..ssd::full(1, 20, (5, 1), 3, 4) };
+    on_a_smaller_gpu(64, || expect_ssd(&packed, &DTYPES[..1]))
+}
+
+/// Output `i` alone.
+fn only(i: usize, outputs: Result<Vec<Tensor>>) -> Result<Vec<Tensor>> {
+    Ok(vec![outputs?.swap_remove(i)])
+}
+
+/// A loss may depend on outputs alone, or on last states or sums alone.
+#[test]
+fn gradients_of_one_output_match_the_reference() -> Result<()> {
+    for i in [0, 1] {
+        let case = scan::full(2, 40, 5, 4);
+        let (op, of_op) = (|x: &[Tensor]| only(i, case.kernel(x)), |x: &[Tensor]| only(i, case.reference(x)));
+        expect_gpu("scan", &scan::NAMES, &case.inputs()?, &[2, 5, 7, 8], &DTYPES[..1], op, of_op)?;
+
+        let case = ssd::full(2, 70, (2, 1), 3, 4);
+        let (op, of_op) = (|x: &[Tensor]| only(i, case.kernel(x)), |x: &[Tensor]| only(i, case.reference(x)));
+        expect_gpu("dual scan", &ssd::NAMES, &case.inputs()?, &[2, 5, 7, 8], &DTYPES[..1], op, of_op)?;
+
+        let case = conv::full(2, 40, 5, 4);
+        let (op, of_op) = (|x: &[Tensor]| only(i, case.kernel(x)), |x: &[Tensor]| only(i, case.reference(x)));
+        expect_gpu("convolution", &conv::NAMES, &case.inputs()?, &[1, 2], &DTYPES[..1], op, of_op)?;
+
+        let case = norm::full(&[5, 7]);
+        let (op, of_op) = (|x: &[Tensor]| only(i, case.kernel(x)), |x: &[Tensor]| only(i, case.reference(x)));
+        expect_gpu("norm", &norm::NAMES, &case.inputs()?, &[1, 2], &DTYPES[..1], op, of_op)?;
+    }
+    Ok(())
+}
+
 /// What decays within one token leaves nothing behind, and no gradient that is not a number.
 #[test]
 fn dual_scans_that_forget_at_once_stay_finite() -> Result<()> {
@@ -371,7 +453,14 @@ fn convolutions_match_the_reference() -> Result<()> {
         let bare = conv::Case { bias: false, silu: false, initial: false, reverse: true, ..case };
         expect_conv(&bare, &DTYPES)?;
     }
-    Ok(())
+    // In the spans of large inputs.
+    on_a_smaller_gpu(1 << 17, || {
+        for reverse in [false, true] {
+            expect_conv(&conv::Case { reverse, ..conv::full(2, 150, 3, 4) }, &DTYPES[..1])?;
+            expect_conv(&conv::Case { reverse, ..conv::full(1, 66, 3, 7) }, &DTYPES[..1])?;
+        }
+        Ok(())
+    })
 }
 
 #[test]
