@@ -303,7 +303,7 @@ fn main() -> Result<()> {
         return Ok(());
     }
     let ceilings = Ceilings::measure(Duration::from_secs(2))?;
-    let Ceilings { products, copy, read, state_updates } = ceilings;
+    let Ceilings { products, copy, read, state_updates, .. } = ceilings;
     if !args.json {
         println!("{} threads, load {}. This machine at most:", rayon::current_num_threads(), load_average());
         println!("  products {}FLOP/s, copy {}B/s, read {}B/s", si(products), si(copy), si(read));

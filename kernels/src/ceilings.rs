@@ -22,6 +22,9 @@ pub struct Ceilings {
     /// instructions that take the nearest integer away and put it into the exponent; without, twelve in all), two
     /// multiplications and two fused multiply-adds.
     pub state_updates: f64,
+    /// Channels of a token per second whose step size goes through a softplus and whose output goes through a gate,
+    /// `y·z·σ(z)`, with everything in vector registers, in f32: what a scan computes beside its states.
+    pub softplus_and_gate: f64,
 }
 
 impl Ceilings {
@@ -35,6 +38,7 @@ impl Ceilings {
             copy: copy(time),
             read: read(time),
             state_updates: state_updates(time),
+            softplus_and_gate: softplus_and_gate(time),
         })
     }
 }
@@ -152,14 +156,45 @@ impl WithSimd for Updates {
     }
 }
 
+fn softplus_and_gate(time: Duration) -> f64 {
+    let threads = rayon::current_num_threads();
+    let channels = threads * STEPS * STATES * dispatch(Lanes);
+    best_rate(time, channels as f64, || {
+        (0..threads).into_par_iter().for_each(|_| {
+            black_box(dispatch(Ends(black_box(std::array::from_fn(|k| 0.1 * k as f32 - 0.4)))));
+        });
+    })
+}
+
+/// Of independent channels what softplus and gate read at first.
+struct Ends([f32; STATES]);
+
+impl WithSimd for Ends {
+    type Output = f32;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, s: S) -> f32 {
+        let mut x = self.0.map(|x| f32::splat(s, x));
+        let little = f32::splat(s, 1e-9);
+        for _ in 0..STEPS {
+            for x in &mut x {
+                let gated = f32::gate(s, f32::softplus(s, *x), *x);
+                *x = f32::vfma(s, little, gated, *x);
+            }
+        }
+        x.iter().map(|&x| f32::reduce_sum(s, x)).sum()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn every_ceiling_is_a_rate() -> Result<()> {
-        let Ceilings { products, copy, read, state_updates } = Ceilings::measure(Duration::ZERO)?;
-        for rate in [products, copy, read, state_updates] {
+        let Ceilings { products, copy, read, state_updates, softplus_and_gate } =
+            Ceilings::measure(Duration::ZERO)?;
+        for rate in [products, copy, read, state_updates, softplus_and_gate] {
             assert!(rate.is_finite() && rate > 1e6, "{rate}");
         }
         Ok(())
