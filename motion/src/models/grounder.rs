@@ -77,34 +77,23 @@ pub(crate) fn validate_scans(d_model: usize, ssm_cfg: &MixerConfig) -> mamba_cor
 enum TextScan {
     /// Of Mamba-1.
     Convolved(Box<ConvolvedScan>),
-    /// Of mixers whose step sizes, B and C come out of `in_proj`.
-    Projected { ssm: AnySsm, text_proj: Linear, selection: Selection },
+    /// Of Mamba-2 and 3.
+    Projected(Box<ProjectedScan>),
 }
 
 impl TextScan {
     fn new(d_model: usize, cfg: &MixerConfig, pb: &ParamBuilder) -> Result<Self> {
-        let (heads, coefficients, first) = match cfg {
-            MixerConfig::Mamba1(ssm) => {
-                return Ok(Self::Convolved(Box::new(ConvolvedScan::new(d_model, ssm, pb)?)));
-            }
-            MixerConfig::Mamba2(ssm) => {
-                // z, x, B, C, dt; before them the two parts of channels without a state, if there are such
-                let first = if ssm.d_ssm(d_model) < ssm.d_inner(d_model) { 4 } else { 2 };
-                (ssm.nheads(d_model), ssm.ngroups * ssm.d_state, first)
-            }
-            MixerConfig::Mamba3(ssm) => (ssm.nheads(d_model), ssm.ngroups * ssm.d_state, 2), // z, x, B, C, dt, …
-            MixerConfig::S4d(_) => candle_core::bail!("grounding: scans of s4d select nothing"),
-        };
-        let selection = Selection { first, widths: [coefficients, coefficients, heads] };
-        let text_proj = Linear::new(d_model, selection.widths.iter().sum(), false, &pb.pp("text_proj"))?;
-        Ok(Self::Projected { ssm: AnySsm::create(d_model, cfg, pb)?, text_proj, selection })
+        Ok(match cfg {
+            MixerConfig::Mamba1(ssm) => Self::Convolved(Box::new(ConvolvedScan::new(d_model, ssm, pb)?)),
+            _ => Self::Projected(Box::new(ProjectedScan::new(d_model, cfg, pb)?)),
+        })
     }
 
     /// What `in_proj` makes of the input, `(B, L, ·)` each.
     fn project(&self, in_proj: &Linear, x: &Tensor) -> Result<Vec<Tensor>> {
         match self {
             Self::Convolved(scan) => Ok(in_proj.split(x, [scan.d.dim(0)?; 2])?.into()),
-            Self::Projected { ssm, .. } => ssm.project(in_proj, x),
+            Self::Projected(scan) => scan.ssm.project(in_proj, x),
         }
     }
 
@@ -112,23 +101,49 @@ impl TextScan {
     fn forward(&self, projected: &[Tensor], text: &Tensor, rows: &Segments, reverse: bool) -> Result<Tensor> {
         match self {
             Self::Convolved(scan) => scan.forward(projected, text, rows, reverse),
-            Self::Projected { ssm, text_proj, selection } => {
-                let mut projected = projected.to_vec();
-                let asked = text_proj.split(&text.unsqueeze(1)?, selection.widths)?; // (B, 1, ·)
-                for (part, asked) in projected.iter_mut().skip(selection.first).zip(&asked) {
-                    *part = part.broadcast_add(asked)?;
-                }
-                ssm.mix(&projected, Pass { segments: Some(rows), reverse, state: None })
-            }
+            Self::Projected(scan) => scan.forward(projected, text, rows, reverse),
         }
     }
 }
 
-/// Where B, C and the step sizes are among what `in_proj` makes.
-#[derive(Clone, Copy, Debug)]
-struct Selection {
+/// A scan whose B, C and step sizes come out of `in_proj`.
+#[derive(Clone, Debug)]
+struct ProjectedScan {
+    ssm: AnySsm,
+    text_proj: Linear,
+    /// The place of B among what `in_proj` makes; C and the step sizes follow.
     first: usize,
+    /// Their widths.
     widths: [usize; 3],
+}
+
+impl ProjectedScan {
+    fn new(d_model: usize, cfg: &MixerConfig, pb: &ParamBuilder) -> Result<Self> {
+        let (heads, coefficients, first) = match cfg {
+            MixerConfig::Mamba2(ssm) => {
+                // z, x, B, C, dt; before them the two parts of channels without a state, if there are such
+                let first = if ssm.d_ssm(d_model) < ssm.d_inner(d_model) { 4 } else { 2 };
+                (ssm.nheads(d_model), ssm.ngroups * ssm.d_state, first)
+            }
+            MixerConfig::Mamba3(ssm) => (ssm.nheads(d_model), ssm.ngroups * ssm.d_state, 2), // z, x, B, C, dt, …
+            other => {
+                candle_core::bail!("grounding: in_proj of {} makes no B, C and step sizes", other.kind())
+            }
+        };
+        let widths = [coefficients, coefficients, heads];
+        let text_proj = Linear::new(d_model, widths.iter().sum(), false, &pb.pp("text_proj"))?;
+        Ok(Self { ssm: AnySsm::create(d_model, cfg, pb)?, text_proj, first, widths })
+    }
+
+    /// The projected input and `text` `(B, d)` → `(B, L, e)`.
+    fn forward(&self, projected: &[Tensor], text: &Tensor, rows: &Segments, reverse: bool) -> Result<Tensor> {
+        let mut projected = projected.to_vec();
+        let asked = self.text_proj.split(&text.unsqueeze(1)?, self.widths)?; // (B, 1, ·)
+        for (part, asked) in projected.iter_mut().skip(self.first).zip(&asked) {
+            *part = part.broadcast_add(asked)?;
+        }
+        self.ssm.mix(&projected, Pass { segments: Some(rows), reverse, state: None })
+    }
 }
 
 /// Convolution and scan of Mamba-1.
