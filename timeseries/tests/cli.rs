@@ -168,6 +168,17 @@ fn what_helps_is_told_from_what_is_forecast() {
     let of_both = last_json(&mut train(&rows, &all, &[]));
     let of_load = last_json(&mut train(&rows, &one, &["--targets", "load"]));
     assert_ne!(of_both["test"], of_load["test"]);
+    // the same weights and windows at first: what differs is which errors are minimised
+    let first_loss = |run: &Path| {
+        let log = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+        let records = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        records
+            .filter(|record| record["kind"] == "train")
+            .map(|record| record["loss"].clone())
+            .next()
+            .unwrap()
+    };
+    assert_ne!(first_loss(&all), first_loss(&one));
     let (rows, run) = (rows.to_str().unwrap(), one.to_str().unwrap());
     let info = last_json(&mut command(&["info", run, "--format", "json"]));
     assert_eq!(info["config"]["columns"], serde_json::json!(["load", "price"]), "it sees both");
