@@ -123,7 +123,8 @@ pub(crate) trait Real: WithDType + Default {
         let one = Self::splat(s, Self::from_f64(1.0));
         let minus_log2e = Self::splat(s, Self::from_f64(-std::f64::consts::LOG2_E));
         let e = Self::vexp2(s, Self::vmul(s, x, minus_log2e));
-        Self::vdiv(s, Self::vmul(s, y, x), Self::vadd(s, one, e))
+        // The gate first: y·x alone may overflow where the gate is closed.
+        Self::vmul(s, y, Self::vdiv(s, x, Self::vadd(s, one, e)))
     }
 
     /// ln(1 + e^x) without overflow: max(x, 0) + ln(1 + e^-|x|).
@@ -389,6 +390,7 @@ mod tests {
                     3 => f32::silu_and_slope(s, x).1,
                     4 => f32::vsin_cos_turns(s, x).0,
                     5 => f32::ln_1p_unit(s, x),
+                    7 => f32::gate(s, f32::splat(s, 1e30), x),
                     _ => f32::vsin_cos_turns(s, x).1,
                 };
                 f32::store(s, chunk, y);
@@ -459,6 +461,10 @@ mod tests {
             assert!(scalar || x[4].is_nan());
             assert!(x[5] > 1.7e38 && x[6] > 1.7e38);
         }
+        let mut closed = [-1e20f32, -1e30, f32::NAN];
+        dispatch(Map(&mut closed, 7));
+        assert_eq!(&closed[..2], [0.0, 0.0]);
+        assert!(closed[2].is_nan());
         let mut y = [1e30f32, -1e30, 0.0];
         dispatch(Map(&mut y, 1));
         assert_eq!(y[0], 1e30);
