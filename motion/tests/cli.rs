@@ -141,6 +141,7 @@ fn what_cannot_be_used_is_named() {
     let (code, _, stderr) =
         motion(&format!("train {} --out {} --quiet", empty.display(), dir.join("r2").display()));
     assert!(code == 1 && stderr.contains("empty: no motion"), "{stderr}");
+    assert!(!dir.join("r2").exists(), "nothing is left behind");
     let (code, _, stderr) = motion(&format!("eval --checkpoint {}", empty.display()));
     assert!(code == 1 && stderr.contains("motion.json") && stderr.contains("hint: --checkpoint"), "{stderr}");
     for (flags, message) in [

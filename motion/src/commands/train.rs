@@ -3,7 +3,7 @@
 use anyhow::Result;
 use candle_core::Device;
 use mamba_core::Params;
-use mamba_core::cli::{CommonArgs, HintExt, INTERRUPTED, SettingsArgs, interrupted};
+use mamba_core::cli::{CommonArgs, HintExt, INTERRUPTED, SettingsArgs, interrupted, open_run};
 use mamba_core::run_folder::{RunFolder, RunInfo};
 use mamba_core::train::{self, Console, Outcome, Stop, Task, TrainConfig};
 use mamba_datasets::registry::resolve_all;
@@ -187,13 +187,10 @@ impl Stages<'_> {
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let device = args.common.start()?;
     let cfg = args.resolve()?;
-    if !args.resume {
-        if args.out.join(mamba_motion::run::SHARED).exists() {
-            let message = "already holds a run; resume it or choose another folder".into();
-            let error = mamba_core::Error::RunFolder { path: args.out.clone(), message };
-            return Err(error).hint("--resume goes on with it");
-        }
-        RunFolder::create(&args.out).hint("--resume goes on with it")?;
+    if !args.resume && args.out.join(mamba_motion::run::SHARED).exists() {
+        let message = "already holds a run; resume it or choose another folder".into();
+        let error = mamba_core::Error::RunFolder { path: args.out.clone(), message };
+        return Err(error).hint("--resume goes on with it");
     }
     let mut console = Console::new(args.common.format, args.common.quiet);
     let encoder = match &args.text_encoder {
@@ -221,7 +218,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         let message = "was trained on other clips, or with another text encoder".into();
         return Err(mamba_core::Error::RunFolder { path: args.out.clone(), message }.into());
     }
-    std::fs::create_dir_all(&args.out)?;
+    open_run(&args.out, args.resume)?;
     shared.write(&args.out)?;
     describe(&data, encoder.is_some(), &mut console);
     let mut stages = Stages { args: &args, cfg: &cfg, device, console, stop: Stop::on_signals()? };
