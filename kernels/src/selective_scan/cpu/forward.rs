@@ -23,7 +23,8 @@ pub(in crate::selective_scan) fn forward<T: Real>(scan: &Scan<'_, T>, keep: bool
     if !keep && super::step::fits(scan) {
         return super::step::step(scan);
     }
-    let plan = Plan::new(scan);
+    let mut plan = Plan::new(scan);
+    plan.widen(rayon::current_num_threads());
     let (d, n) = (scan.dims.d, scan.dims.n);
     let mut y = scan.per_token();
     let mut last_state = unwritten(scan.segments.len() * d * n);

@@ -25,6 +25,8 @@ pub(super) use forward::forward;
 const GROUP_CHANNELS: usize = 128;
 /// Lines that we want at least before cutting segments along L is worth its second pass.
 const ENOUGH_LINES: usize = 8;
+/// Lines for each thread that are enough to keep all of them busy to the end.
+const LINES_PER_THREAD: usize = 4;
 /// Spans are no shorter than this many tokens.
 const MIN_SPAN: usize = 1024;
 
@@ -139,6 +141,25 @@ impl Plan {
             chunks += s.len().div_ceil(scan.chunk);
         }
         Self { lanes, tiles, groups, spans, first_chunk, chunks }
+    }
+
+    /// Joins neighbouring groups of the same B and C groups, as long as every thread keeps a few lines: longer pieces of
+    /// each token's row are read at a time. The spans stay, and with them every bit of what a line computes.
+    fn widen(&mut self, threads: usize) {
+        let most = GROUP_CHANNELS.div_ceil(self.lanes);
+        while self.spans.len() * self.groups.len() >= 2 * LINES_PER_THREAD * threads {
+            let narrow = self.groups.len();
+            let pairs = self.groups.chunks(2).flat_map(|pair| match *pair {
+                [a, b] if (a.b_group, a.c_group) == (b.b_group, b.c_group) && b.end - a.first <= most => {
+                    vec![Group { end: b.end, ..a }]
+                }
+                _ => pair.to_vec(),
+            });
+            self.groups = pairs.collect();
+            if self.groups.len() == narrow {
+                break;
+            }
+        }
     }
 
     /// Whether some segment has more than one span.
