@@ -29,9 +29,10 @@ const READ_AHEAD: usize = 4096;
 Every alternate allele gets two scores. MAMBA_LLR is the log-likelihood ratio of ALT against REF (natural logarithm, the
 allele's bases masked, mean over both strands): below 0 the model prefers the reference. MAMBA_DIST is the distance between
 the mean vectors of the two haplotypes around the allele. Alleles without a sequence of A, C, G, T (symbolic, *, N) or
-longer than --max-indel have none, and MAMBA_SKIP says why; no record is dropped.
+longer than --max-indel have none, and MAMBA_SKIP says why; no record is dropped. MAMBA_DIST is missing where an empty
+allele has nothing around it (--flank 0 or --pool 0). Fields of these names from an earlier run are dropped.
 
-VCF output keeps every line as it is, but for these INFO fields. Tables have a row for each alternate allele. The same input
+VCF output keeps every line as it is, but for these INFO fields and its end, which is always LF. Tables have a row for each alternate allele. The same input
 and model give the same bytes, whatever the threads, batches and shards.
 
 Examples:
@@ -166,7 +167,7 @@ fn score(args: &Args, device: &candle_core::Device) -> Result<Done> {
 
     let reader = VcfReader::open(&args.vcf)?;
     let name = reader.path().to_owned();
-    let header = output::header(reader.header(), &args.reference, &checkpoint.hash()?);
+    let header = output::header(reader.header(), &args.reference, &checkpoint.hash()?, !args.no_distance);
     let fasta = IndexedFasta::open([&reference])?;
     let mut reference = Reference::new(fasta, reference.display().to_string(), site_options);
     let progress = args.common.progress(None, "variants");
@@ -234,11 +235,10 @@ impl Pipeline<'_> {
     }
 
     fn push(&mut self, record: VcfRecord, sites: Vec<std::result::Result<Site, Skip>>) -> Result<()> {
-        // Four haplotypes at most: masked and unmasked, of either allele.
-        let size = |site: &Site| 4 * (site.left.len() + site.right.len() + 2);
+        let size = |site: &Site| site.left.len() + site.right.len() + 2;
         self.tokens += sites.iter().flatten().map(size).sum::<usize>();
         self.waiting.push((record, sites));
-        match self.tokens >= 4 * self.limit || self.waiting.len() >= READ_AHEAD {
+        match self.tokens >= self.limit || self.waiting.len() >= READ_AHEAD {
             true => self.flush(),
             false => Ok(()),
         }

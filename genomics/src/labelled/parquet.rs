@@ -118,6 +118,12 @@ fn value(column: &dyn Array, at: usize) -> std::result::Result<String, String> {
         DataType::UInt64 => number!(UInt64Type),
         DataType::Float32 => number!(Float32Type),
         DataType::Float64 => number!(Float64Type),
+        // Categories; a slice of one, so that one key is looked at.
+        DataType::Dictionary(..) => {
+            let one = column.slice(at, 1);
+            let one = one.as_any_dictionary();
+            return value(one.values().as_ref(), one.normalized_keys()[0]);
+        }
         other => return Err(format!("holds {other}, expected text or numbers")),
     })
 }

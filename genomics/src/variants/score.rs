@@ -34,7 +34,7 @@ impl Default for ScoreOptions {
 pub struct Score {
     /// Log-likelihood ratio of ALT against REF, natural logarithm.
     pub llr: f32,
-    /// Euclidean distance between the vectors of the two haplotypes.
+    /// Euclidean distance between the vectors of the two haplotypes; none where an empty allele has nothing around it.
     pub distance: Option<f32>,
 }
 
@@ -67,9 +67,7 @@ impl VariantScorer {
     pub fn score(&self, sites: &[Site]) -> Result<Vec<Score>> {
         let ratios = self.log_likelihood_ratios(sites)?;
         let distances = match (&self.embedder, self.options.pool) {
-            (Some(embedder), Some(pool)) => {
-                self.distances(embedder, pool, sites)?.into_iter().map(Some).collect()
-            }
+            (Some(embedder), Some(pool)) => self.distances(embedder, pool, sites)?,
             _ => vec![None; sites.len()],
         };
         let score = |(llr, distance): (f64, Option<f64>)| Score {
@@ -153,15 +151,15 @@ impl VariantScorer {
         Ok(values.chunks_exact(4).map(|x| [x[0], x[1], x[2], x[3]]).collect())
     }
 
-    fn distances(&self, embedder: &Embedder, pool: usize, sites: &[Site]) -> Result<Vec<f64>> {
+    fn distances(&self, embedder: &Embedder, pool: usize, sites: &[Site]) -> Result<Vec<Option<f64>>> {
         let mut unique = Unique::default();
         let asked = sites.iter().map(|site| {
             let mut ask = |allele: &[u8]| {
                 let haplotype = [&site.left, allele, &site.right].concat();
                 let start = site.left.len().saturating_sub(pool);
-                let end = (site.left.len() + allele.len() + pool).min(haplotype.len());
-                // A deletion with nothing around it leaves nothing to compare.
-                (!haplotype.is_empty()).then(|| unique.add(haplotype, start..end.max(start + 1)))
+                let end = (site.left.len() + allele.len()).saturating_add(pool).min(haplotype.len());
+                // An empty allele with nothing around it leaves nothing to compare.
+                (start < end).then(|| unique.add(haplotype, start..end))
             };
             (ask(&site.reference), ask(&site.alternate))
         });
@@ -173,9 +171,9 @@ impl VariantScorer {
             vectors.extend(embedder.pool(&pieces)?.into_iter().map(|pooled| embedder.vectors(pooled)));
         }
         let distance = |pair: (Option<usize>, Option<usize>)| {
-            let (Some(a), Some(b)) = pair else { return 0.0 };
+            let (a, b) = pair.0.zip(pair.1)?;
             let squares = vectors[a].iter().zip(&vectors[b]).map(|(a, b)| f64::from(a - b).powi(2));
-            squares.sum::<f64>().sqrt()
+            Some(squares.sum::<f64>().sqrt())
         };
         Ok(asked.into_iter().map(distance).collect())
     }

@@ -13,6 +13,8 @@ const MAX_LINE_LEN: usize = 1 << 28;
 const COLUMNS: usize = 8;
 /// Number of the INFO column, from 0.
 const INFO: usize = 7;
+/// The INFO fields that are written here: ratio, distance, and why an allele has none.
+pub const KEYS: [&str; 3] = ["MAMBA_LLR", "MAMBA_DIST", "MAMBA_SKIP"];
 
 /// A line of a VCF file, and its fields that matter here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -194,14 +196,11 @@ impl Iterator for VcfReader {
 }
 
 impl VcfRecord {
-    /// The line with INFO fields `key=value` added; earlier values of these keys are replaced, all else stays as it is.
+    /// The line with INFO fields `key=value` added. Those of an earlier run ([`KEYS`]) are dropped, all else stays as it is.
     pub fn with_info(&self, fields: &[(&str, String)]) -> String {
         let mut columns: Vec<&str> = self.text.split('\t').collect();
         let new: Vec<String> = fields.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        let is_ours = |field: &str| {
-            let key = field.split('=').next().unwrap_or(field);
-            fields.iter().any(|(ours, _)| *ours == key)
-        };
+        let is_ours = |field: &str| KEYS.contains(&field.split('=').next().unwrap_or(field));
         let kept =
             columns[INFO].split(';').filter(|field| *field != "." && !field.is_empty() && !is_ours(field));
         let info = kept.chain(new.iter().map(String::as_str)).collect::<Vec<_>>().join(";");
@@ -210,14 +209,13 @@ impl VcfRecord {
     }
 }
 
-/// A header with `lines` (`##INFO=<ID=KEY,…>`) before the column names; earlier definitions of these keys are replaced.
+/// A header with `lines` (`##INFO=<ID=KEY,…>`) before the column names. Definitions of an earlier run ([`KEYS`]) are dropped.
 pub fn header_with(header: &[String], lines: &[String]) -> Vec<String> {
-    let key = |line: &str| {
-        let rest = line.strip_prefix("##INFO=<ID=")?;
-        rest.split([',', '>']).next().map(str::to_owned)
+    let is_ours = |line: &str| {
+        let key = line.strip_prefix("##INFO=<ID=").and_then(|rest| rest.split([',', '>']).next());
+        key.is_some_and(|key| KEYS.contains(&key))
     };
-    let ours: Vec<_> = lines.iter().filter_map(|line| key(line)).collect();
-    let kept = header.iter().filter(|line| key(line).is_none_or(|key| !ours.contains(&key)));
+    let kept = header.iter().filter(|line| !is_ours(line));
     let mut all: Vec<String> = kept.cloned().collect();
     let names = all.pop();
     all.extend(lines.iter().cloned());

@@ -1,7 +1,8 @@
 //! Tables and splits, from the library.
 
 use super::Folder;
-use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringArray};
+use arrow_array::types::{Int8Type, Int32Type};
+use arrow_array::{ArrayRef, DictionaryArray, Int8Array, Int64Array, RecordBatch, StringArray};
 use mamba_datasets::Fractions;
 use mamba_genomics::labelled::{Columns, LabelledSet, Row, Rows, group_key, k_fold, leaks, split};
 use mamba_genomics::tokenizer::{decode, encode, reverse_complement};
@@ -45,6 +46,40 @@ fn lines_are_counted_as_an_editor_does() {
     }
 }
 
+fn parquet<const N: usize>(folder: &Folder, name: &str, columns: [(&str, ArrayRef); N]) {
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    let file = File::create(folder.path(name)).unwrap();
+    let mut writer = ArrowWriter::try_new(file, batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+}
+
+#[test]
+fn categories_of_parquet_files_are_their_values() {
+    let folder = Folder::new();
+    let labels: DictionaryArray<Int8Type> =
+        vec![Some("yes"), Some("no"), Some("yes"), None].into_iter().collect();
+    let sequences: DictionaryArray<Int32Type> = vec!["ACGT", "GGN", "ACGT", "A"].into_iter().collect();
+    let ids = Int8Array::from(vec![1, 0, 0, 1]);
+    let ids = DictionaryArray::new(ids, Arc::new(Int64Array::from(vec![70, 80])));
+    let read = |rows: usize| {
+        let columns: [(&str, ArrayRef); 3] = [
+            ("sequence", Arc::new(sequences.slice(0, rows))),
+            ("label", Arc::new(labels.slice(0, rows))),
+            ("id", Arc::new(ids.slice(0, rows))),
+        ];
+        parquet(&folder, "t.parquet", columns);
+        let columns = Columns { id: Some("id".into()), ..Columns::default() };
+        LabelledSet::from_table(&folder.path("t.parquet"), &columns)
+    };
+    let rows = read(3).unwrap().rows;
+    let rows: Vec<_> = rows.into_iter().map(|row| (row.id, decode(&row.ids), row.label.unwrap())).collect();
+    let expected = [("80", "ACGT", "yes"), ("70", "GGN", "no"), ("70", "ACGT", "yes")];
+    assert_eq!(rows, expected.map(|(id, bases, label)| (id.into(), bases.into(), label.into())));
+    let error = read(4).unwrap_err().to_string();
+    assert!(error.ends_with("t.parquet, row 4: column \"label\" is null"), "{error}");
+}
+
 #[test]
 fn gzip_and_parquet_hold_the_same_rows() {
     let folder = Folder::new();
@@ -58,11 +93,7 @@ fn gzip_and_parquet_hold_the_same_rows() {
         ("sequence", Arc::new(StringArray::from(vec!["ACGT", "GGN"]))),
         ("name", Arc::new(StringArray::from(vec!["first", "second"]))),
     ];
-    let batch = RecordBatch::try_from_iter(columns).unwrap();
-    let path = folder.path("t.parquet");
-    let mut writer = ArrowWriter::try_new(File::create(&path).unwrap(), batch.schema(), None).unwrap();
-    writer.write(&batch).unwrap();
-    writer.close().unwrap();
+    parquet(&folder, "t.parquet", columns);
     let columns = Columns { id: Some("name".into()), ..Columns::default() };
     let rows = |name: &str| {
         let set = LabelledSet::from_table(&folder.path(name), &columns).unwrap();

@@ -141,6 +141,22 @@ fn every_record_comes_back_with_scores_or_a_reason() {
 }
 
 #[test]
+fn scores_of_an_earlier_run_are_replaced() {
+    let folder = Folder::new();
+    folder
+        .ok("variants calls.vcf --reference ref.fa --out first.vcf --flank 100 --pool 18446744073709551615");
+    folder
+        .ok("variants first.vcf --reference ref.fa --out second.vcf --flank 90 --no-distance --max-indel 1");
+    folder.ok("variants calls.vcf --reference ref.fa --out fresh.vcf --flank 90 --no-distance --max-indel 1");
+    assert!(folder.text("first.vcf").contains("##INFO=<ID=MAMBA_DIST"));
+    assert!(!folder.text("fresh.vcf").contains("MAMBA_DIST"));
+    assert!(folder.text("second.vcf") == folder.text("fresh.vcf"));
+    folder.write("windows.vcf", folder.text("calls.vcf").replace('\n', "\r\n"));
+    folder.ok("variants windows.vcf --reference ref.fa --out lf.vcf --flank 90 --no-distance --max-indel 1");
+    assert!(folder.text("lf.vcf") == folder.text("fresh.vcf"));
+}
+
+#[test]
 fn bgzip_streams_tables_batches_and_shards_say_the_same() {
     let folder = Folder::new();
     folder.ok("variants calls.vcf --reference ref.fa --out a.vcf --flank 100");

@@ -145,6 +145,23 @@ fn the_ratio_of_a_substitution_is_that_of_the_masked_logits() {
     assert_eq!((plain.llr, plain.distance), (scored.llr, None));
 }
 
+#[test]
+fn an_empty_allele_with_nothing_around_it_has_no_distance() {
+    let checkpoint = CaduceusCheckpoint::bundled().unwrap();
+    let distances = |pool, sites: &[Site]| -> Vec<bool> {
+        let options = ScoreOptions { pool: Some(pool), ..ScoreOptions::default() };
+        let scorer = VariantScorer::new(&checkpoint, options, DType::F32, &Device::Cpu).unwrap();
+        scorer.score(sites).unwrap().iter().map(|score| score.distance.is_some()).collect()
+    };
+    // No window, an insertion, a deletion, and a deletion of the last bases of a record.
+    let last = Site { right: Vec::new(), ..site(4000, 3, "", 40) };
+    let sites = [site(3000, 0, "ACGT", 0), site(4000, 3, "", 0), site(3000, 0, "ACGT", 40), last];
+    assert_eq!(distances(64, &sites), [false, false, true, true]);
+    assert_eq!(distances(0, &sites), [false; 4]);
+    assert_eq!(distances(usize::MAX, &sites), [false, false, true, true]);
+    assert_eq!(distances(0, &[site(9000, 1, "G", 0), site(2000, 2, "GA", 40)]), [true, true]);
+}
+
 /// A model that has learnt a genome prefers its bases to others.
 #[test]
 fn a_trained_model_prefers_the_genome_that_it_knows() {

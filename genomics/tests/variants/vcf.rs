@@ -52,9 +52,22 @@ fn fields_are_read_and_everything_else_stays_as_it_is() {
     assert_eq!(one("1\t5\t.\tA\t.\t.\t.\t.").with_info(&[("K", "v".into())]), "1\t5\t.\tA\t.\t.\t.\tK=v");
     assert_eq!(one("1\t5\t.\tA\t.\t.\t.\t.").with_info(&[]), "1\t5\t.\tA\t.\t.\t.\t.");
     let header: Vec<String> = HEAD.lines().map(str::to_owned).collect();
-    let new = ["##INFO=<ID=K,Number=1>".to_string()];
+    let new = ["##INFO=<ID=MAMBA_SKIP,Number=A>".to_string()];
     let twice = header_with(&header_with(&header, &new), &new);
-    assert_eq!(twice[2..], ["##INFO=<ID=K,Number=1>".to_string(), header[2].clone()]);
+    assert_eq!(twice[2..], [new[0].clone(), header[2].clone()]);
+}
+
+#[test]
+fn fields_and_definitions_of_an_earlier_run_are_dropped() {
+    let record = one("1\t5\t.\tA\tC\t.\t.\tMAMBA_DIST=3;DP=1;MAMBA_SKIP=symbolic;MAMBA_LLR=2;MAMBA_LLRS=1");
+    assert_eq!(
+        record.with_info(&[("MAMBA_LLR", "1".into())]),
+        "1\t5\t.\tA\tC\t.\t.\tDP=1;MAMBA_LLRS=1;MAMBA_LLR=1"
+    );
+    assert_eq!(one("1\t5\t.\tA\t.\t.\t.\tMAMBA_SKIP=no_alternate").with_info(&[]), "1\t5\t.\tA\t.\t.\t.\t.");
+    let header = ["##fileformat=VCFv4.2", "##INFO=<ID=MAMBA_DIST,Number=A>", "##INFO=<ID=DP>", "#CHROM"];
+    let new = ["##INFO=<ID=MAMBA_LLR>".to_string()];
+    assert_eq!(header_with(&header.map(String::from), &new), [header[0], header[2], &new[0], header[3]]);
 }
 
 #[test]

@@ -32,8 +32,8 @@ impl Row {
     }
 }
 
-/// The INFO definitions, with what the scores were made by.
-pub(super) fn header(header: &[String], reference: &Path, model: &str) -> Vec<String> {
+/// The INFO definitions, with what the scores were made by; that of the distance only where it is worked out.
+pub(super) fn header(header: &[String], reference: &Path, model: &str, distance: bool) -> Vec<String> {
     let reference = reference.file_name().unwrap_or_default().to_string_lossy().replace('"', "'");
     let field = |id: &str, kind: &str, text: &str| {
         format!(
@@ -42,21 +42,16 @@ pub(super) fn header(header: &[String], reference: &Path, model: &str) -> Vec<St
         )
     };
     let model = &model[..model.len().min(12)];
-    let lines = [
-        field(
-            "MAMBA_LLR",
-            "Float",
-            &format!(
-                "Log-likelihood ratio of the alternate against the reference allele, natural logarithm, model {model}, {reference}"
-            ),
-        ),
-        field(
-            "MAMBA_DIST",
-            "Float",
-            "Distance between the mean vectors of the two haplotypes around the allele",
-        ),
-        field("MAMBA_SKIP", "String", "Why an allele has no score"),
-    ];
+    let [llr, dist, skip] = vcf::KEYS;
+    let ratio = format!(
+        "Log-likelihood ratio of the alternate against the reference allele, natural logarithm, model {model}, {reference}"
+    );
+    let mut lines = vec![field(llr, "Float", &ratio)];
+    if distance {
+        let text = "Distance between the mean vectors of the two haplotypes around the allele";
+        lines.push(field(dist, "Float", text));
+    }
+    lines.push(field(skip, "String", "Why an allele has no score"));
     vcf::header_with(header, &lines)
 }
 
@@ -248,12 +243,13 @@ impl VcfSink {
             Row::Scored(score) => Some(*score),
             Row::Skipped(_) => None,
         };
+        let [llr, dist, skip] = vcf::KEYS;
         let mut fields = Vec::new();
         if !record.alternates.is_empty() {
             if rows.iter().any(|row| score(row).is_some()) {
-                fields.push(("MAMBA_LLR", each(&|row| number(score(row).map(|s| s.llr)))));
+                fields.push((llr, each(&|row| number(score(row).map(|s| s.llr)))));
                 if rows.iter().filter_map(score).any(|score| score.distance.is_some()) {
-                    fields.push(("MAMBA_DIST", each(&|row| number(score(row).and_then(|s| s.distance)))));
+                    fields.push((dist, each(&|row| number(score(row).and_then(|s| s.distance)))));
                 }
             }
             if rows.iter().any(|row| score(row).is_none()) {
@@ -261,7 +257,7 @@ impl VcfSink {
                     Row::Scored(_) => ".".to_string(),
                     Row::Skipped(skip) => skip.to_string(),
                 };
-                fields.push(("MAMBA_SKIP", each(&reason)));
+                fields.push((skip, each(&reason)));
             }
         }
         self.rows += 1;
