@@ -3,6 +3,8 @@
 
 use crate::simd::Real;
 use gemm::{Parallelism, gemm};
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 
 /// A matrix inside a slice: element `(i, j)` lies at `first + i · row_stride + j · column_stride`.
 #[derive(Clone, Copy)]
@@ -13,8 +15,11 @@ pub(crate) struct Matrix<'a, T> {
 
 /// A matrix to write to.
 pub(crate) struct MatrixMut<'a, T> {
-    data: &'a mut [T],
+    data: *mut T,
     shape: Shape,
+    /// Whether its elements hold numbers, to which a product may be added.
+    written: bool,
+    slice: PhantomData<&'a mut [T]>,
 }
 
 #[derive(Clone, Copy)]
@@ -107,7 +112,14 @@ impl<'a, T> MatrixMut<'a, T> {
         let shape = Shape::new(first, rows, columns, row_stride);
         shape.check(data.len());
         assert!(rows < 2 || row_stride.unsigned_abs() >= columns, "rows of the output overlap");
-        Self { data, shape }
+        Self { data: data.as_mut_ptr(), shape, written: true, slice: PhantomData }
+    }
+
+    /// [`MatrixMut::new`] whose elements hold nothing yet; a product fills them all.
+    pub(crate) fn unwritten(data: &'a mut [MaybeUninit<T>], rows: usize, columns: usize) -> Self {
+        let shape = Shape::new(0, rows, columns, columns as isize);
+        shape.check(data.len());
+        Self { data: data.as_mut_ptr().cast(), shape, written: false, slice: PhantomData }
     }
 }
 
@@ -122,18 +134,19 @@ pub(crate) fn multiply<T: Real>(
     let (to, a_shape, b_shape) = (out.shape, a.shape, b.shape);
     let (m, k, n) = (a_shape.rows, a_shape.columns, b_shape.columns);
     assert!(b_shape.rows == k && (to.rows, to.columns) == (m, n), "matrix shapes do not fit");
+    assert!(out.written || (!add && k > 0), "nothing to add to");
     if m == 0 || n == 0 {
         return;
     }
     let one = T::from_f64(1.0);
     // SAFETY: every element of the three matrices lies in its slice (checked when they were made, and `first` is then
-    // inside), elements of `out` are distinct, and `out` is borrowed alone.
+    // inside), elements of `out` are distinct, and `out` is borrowed alone; unless `add`, they are not read.
     unsafe {
         gemm(
             m,
             n,
             k,
-            out.data.as_mut_ptr().add(to.first),
+            out.data.add(to.first),
             to.column_stride,
             to.row_stride,
             add,

@@ -47,6 +47,14 @@ pub(crate) fn unwritten<T: Copy>(len: usize) -> Vec<MaybeUninit<T>> {
     out
 }
 
+/// [`unwritten`] if `all` elements will be written, else zeros, of which some may stay.
+pub(crate) fn unwritten_if<T: Copy + Default>(all: bool, len: usize) -> Vec<MaybeUninit<T>> {
+    match all {
+        true => unwritten(len),
+        false => vec![MaybeUninit::new(T::default()); len],
+    }
+}
+
 /// What [`unwritten`] made room for.
 ///
 /// # Safety

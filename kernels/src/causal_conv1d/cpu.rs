@@ -6,10 +6,11 @@
 #![allow(unsafe_code)] // blocks write disjoint rows of the shared output
 
 use crate::segments::Segment;
-use crate::shared::SharedMut;
+use crate::shared::{SharedMut, unwritten_if, written};
 use crate::simd::{Real, dispatch};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// Tokens of one task.
 const BLOCK_STEPS: usize = 256;
@@ -36,6 +37,13 @@ struct Block {
 }
 
 impl<T: Real> Conv<'_, T> {
+    /// Room for an output `(B, L, D)`, of which tokens of no segment are zero and those of segments are still to be
+    /// written.
+    fn per_token(&self) -> Vec<MaybeUninit<T>> {
+        let tokens: usize = self.segments.iter().map(Segment::len).sum();
+        unwritten_if(tokens * self.d == self.x.len(), self.x.len())
+    }
+
     fn blocks(&self) -> Vec<Block> {
         let mut blocks = Vec::new();
         for (segment, s) in self.segments.iter().enumerate() {
@@ -105,21 +113,22 @@ pub(super) fn forward<T: Real>(conv: &Conv<'_, T>, width: usize) -> Vec<T> {
 }
 
 fn forward_width<T: Real, const K: usize>(conv: &Conv<'_, T>) -> Vec<T> {
-    let mut y = vec![T::default(); conv.x.len()];
+    let mut y = conv.per_token();
     let taps = conv.taps(K);
     let zeros = vec![T::default(); conv.d];
     let out = SharedMut::new(&mut y);
     conv.blocks()
         .into_par_iter()
         .for_each(|block| dispatch(Forward::<T, K> { conv, taps: &taps, zeros: &zeros, out, block }));
-    y
+    // SAFETY: the blocks are all steps of all segments.
+    unsafe { written(y) }
 }
 
 struct Forward<'a, T, const K: usize> {
     conv: &'a Conv<'a, T>,
     taps: &'a [T],
     zeros: &'a [T],
-    out: SharedMut<'a, T>,
+    out: SharedMut<'a, MaybeUninit<T>>,
     block: Block,
 }
 
@@ -140,7 +149,7 @@ impl<T: Real, const K: usize> WithSimd for Forward<'_, T, K> {
                 if conv.silu {
                     value = T::vmul(s, value, T::sigmoid(s, value));
                 }
-                T::store(s, &mut y[columns], value);
+                T::put(s, &mut y[columns], value);
             }
         }
     }
@@ -210,8 +219,8 @@ fn backward_width<T: Real, const K: usize>(
     let d = conv.d;
     let taps = conv.taps(K);
     let zeros = vec![T::default(); d];
-    let mut dx = vec![T::default(); conv.x.len()];
-    let mut dstate = vec![T::default(); conv.segments.len() * (K - 1) * d];
+    let mut dx = conv.per_token();
+    let mut dstate = unwritten_if(false, conv.segments.len() * (K - 1) * d);
     let blocks = conv.blocks();
     let (out, out_state) = (SharedMut::new(&mut dx), SharedMut::new(&mut dstate));
     // Each block's gradient of the taps, (K, D), and of the bias, (D).
@@ -233,6 +242,8 @@ fn backward_width<T: Real, const K: usize>(
             sums
         })
         .collect();
+    // SAFETY: the blocks are all steps of all segments; the state's gradient was cleared.
+    let (mut dx, mut dstate) = unsafe { (written(dx), written(dstate)) };
     let mut total = vec![T::default(); (K + 1) * d];
     for sums in &sums {
         total.iter_mut().zip(sums).for_each(|(x, &y)| *x += y);
@@ -265,8 +276,8 @@ struct Backward<'a, T, const K: usize> {
     taps: &'a [T],
     zeros: &'a [T],
     dy: &'a [T],
-    out: SharedMut<'a, T>,
-    out_state: SharedMut<'a, T>,
+    out: SharedMut<'a, MaybeUninit<T>>,
+    out_state: SharedMut<'a, MaybeUninit<T>>,
     sums: &'a mut [T],
     block: Block,
 }
@@ -332,7 +343,7 @@ fn input_gradient<S: Simd, T: Real, const K: usize>(
     ring: &[T],
     step: isize,
     len: usize,
-    dx: &mut [T],
+    dx: &mut [MaybeUninit<T>],
 ) {
     let (d, lanes) = (dx.len(), T::lanes::<S>());
     for start in (0..d).step_by(lanes) {
@@ -347,6 +358,6 @@ fn input_gradient<S: Simd, T: Real, const K: usize>(
                 sum = T::vfma(s, tap, g, sum);
             }
         }
-        T::store(s, &mut dx[columns], sum);
+        T::put(s, &mut dx[columns], sum);
     }
 }

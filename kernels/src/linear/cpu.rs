@@ -1,7 +1,9 @@
 //! Linear maps on the CPU: matrix products by the gemm crate, on all cores when they are worth it.
+#![allow(unsafe_code)] // a product is not cleared before it is computed
 
 use super::matvec::{self, Map};
 use crate::matrix::{self, Matrix, MatrixMut};
+use crate::shared::{unwritten, written};
 use crate::simd::Real;
 use gemm::Parallelism;
 use rayon::prelude::*;
@@ -11,14 +13,22 @@ const PARALLEL_FROM: usize = 1 << 20;
 /// Rows that one task adds up for the bias gradient.
 const SUM_ROWS: usize = 256;
 
-/// `out = a·b`, or `out += a·b`, on all cores when that is worth it; `out` is row-major.
-fn multiply<T: Real>(out: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>, add: bool) {
+/// `out = a·b`, or `out += a·b`, on all cores when that is worth it.
+fn multiply<T: Real>(out: MatrixMut<'_, T>, a: Matrix<'_, T>, b: Matrix<'_, T>, add: bool) {
     let (m, k, n) = (a.rows(), a.columns(), b.columns());
     let parallelism = match m * k * n < PARALLEL_FROM {
         true => Parallelism::None,
         false => Parallelism::Rayon(0),
     };
-    matrix::multiply(MatrixMut::new(out, m, n), a, b, add, parallelism);
+    matrix::multiply(out, a, b, add, parallelism);
+}
+
+/// `a·b`, row-major.
+fn product<T: Real>(a: Matrix<'_, T>, b: Matrix<'_, T>) -> Vec<T> {
+    let mut out = unwritten(a.rows() * b.columns());
+    multiply(MatrixMut::unwritten(&mut out, a.rows(), b.columns()), a, b, false);
+    // SAFETY: the product has filled it.
+    unsafe { written(out) }
 }
 
 /// The parts of the output, row-major.
@@ -40,13 +50,15 @@ pub(super) fn forward<T: Real>(
             let weight = &weight[start * d_in..(start + part) * d_in];
             let bias = bias.map(|bias| &bias[start..start + part]);
             start += part;
-            let mut y = match bias {
-                Some(bias) => bias.repeat(rows),
-                None => vec![T::default(); rows * part],
-            };
-            let weight = Matrix::new(weight, part, d_in);
-            multiply(&mut y, Matrix::new(x, rows, d_in), weight.t(), bias.is_some());
-            y
+            let (x, weight) = (Matrix::new(x, rows, d_in), Matrix::new(weight, part, d_in).t());
+            match bias {
+                Some(bias) => {
+                    let mut y = bias.repeat(rows);
+                    multiply(MatrixMut::new(&mut y, rows, part), x, weight, true);
+                    y
+                }
+                None => product(x, weight),
+            }
         })
         .collect()
 }
@@ -69,25 +81,29 @@ pub(super) fn backward<T: Real>(
     parts: &[usize],
 ) -> Gradients<T> {
     let rows = x.len() / d_in;
-    let mut dx = vec![T::default(); x.len()];
+    let mut dx: Option<Vec<T>> = None;
     let mut dweight = with_weight.then(|| vec![T::default(); weight.len()]);
     let mut dbias = with_bias.then(|| vec![T::default(); weight.len() / d_in]);
-    let (mut start, mut first) = (0, true);
+    let mut start = 0;
     for (&part, grad) in parts.iter().zip(grads) {
         let channels = start..start + part;
         let values = start * d_in..(start + part) * d_in;
         start += part;
         let Some(grad) = grad else { continue };
-        let g = Matrix::new(grad, rows, part);
-        multiply(&mut dx, g, Matrix::new(&weight[values.clone()], part, d_in), !first);
+        let (g, weight) = (Matrix::new(grad, rows, part), Matrix::new(&weight[values.clone()], part, d_in));
+        match &mut dx {
+            Some(dx) => multiply(MatrixMut::new(dx, rows, d_in), g, weight, true),
+            None => dx = Some(product(g, weight)),
+        }
         if let Some(dweight) = &mut dweight {
-            multiply(&mut dweight[values], g.t(), Matrix::new(x, rows, d_in), false);
+            let to = MatrixMut::new(&mut dweight[values], part, d_in);
+            multiply(to, g.t(), Matrix::new(x, rows, d_in), false);
         }
         if let Some(dbias) = &mut dbias {
             sum_rows(grad, &mut dbias[channels]);
         }
-        first = false;
     }
+    let dx = dx.unwrap_or_else(|| vec![T::default(); x.len()]);
     Gradients { x: dx, weight: dweight, bias: dbias }
 }
 

@@ -1,10 +1,13 @@
 //! Normalisation on the CPU: a row at a time, in vectors along the channels, rows spread over the cores.
 //!
 //! Nothing is saved for backward: a row fits the first-level cache, so its statistics are recomputed there.
+#![allow(unsafe_code)] // outputs are not cleared before they are written
 
+use crate::shared::{unwritten, written};
 use crate::simd::{Real, dispatch};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// The arguments as slices; shapes as in [`super::Norm`].
 pub(super) struct Norm<'a, T> {
@@ -28,8 +31,8 @@ fn rows_of_task(rows: usize) -> usize {
 pub(super) fn forward<T: Real>(norm: &Norm<'_, T>, with_sum: bool) -> (Vec<T>, Option<Vec<T>>) {
     let d = norm.weight.len();
     let size = rows_of_task(norm.x.len() / d) * d;
-    let mut y = vec![T::default(); norm.x.len()];
-    let mut sum = vec![T::default(); if with_sum { norm.x.len() } else { 0 }];
+    let mut y = unwritten(norm.x.len());
+    let mut sum = unwritten(if with_sum { norm.x.len() } else { 0 });
     if with_sum {
         let tasks = y.par_chunks_mut(size).zip(sum.par_chunks_mut(size)).enumerate();
         tasks.for_each(|(i, (y, sum))| dispatch(Forward { norm, first: i * size, y, sum }));
@@ -37,6 +40,8 @@ pub(super) fn forward<T: Real>(norm: &Norm<'_, T>, with_sum: bool) -> (Vec<T>, O
         let tasks = y.par_chunks_mut(size).enumerate();
         tasks.for_each(|(i, y)| dispatch(Forward { norm, first: i * size, y, sum: &mut [] }));
     }
+    // SAFETY: the tasks are all rows.
+    let (y, sum) = unsafe { (written(y), written(sum)) };
     (y, with_sum.then_some(sum))
 }
 
@@ -112,8 +117,8 @@ fn dot<S: Simd, T: Real>(s: S, a: &[T], b: &[T]) -> T {
 struct Forward<'a, T> {
     norm: &'a Norm<'a, T>,
     first: usize,
-    y: &'a mut [T],
-    sum: &'a mut [T],
+    y: &'a mut [MaybeUninit<T>],
+    sum: &'a mut [MaybeUninit<T>],
 }
 
 impl<T: Real> WithSimd for Forward<'_, T> {
@@ -129,7 +134,7 @@ impl<T: Real> WithSimd for Forward<'_, T> {
             let at = first + i * d;
             norm.normalise(s, at, &mut row, &mut inverse);
             if let Some(sum) = sum.get_mut(i * d..(i + 1) * d) {
-                sum.copy_from_slice(&row.sum);
+                sum.write_copy_of_slice(&row.sum);
             }
             for start in (0..d).step_by(lanes) {
                 let columns = start..(start + lanes).min(d);
@@ -145,7 +150,7 @@ impl<T: Real> WithSimd for Forward<'_, T> {
                     let z = T::load(s, &z[at..at + d][columns.clone()]);
                     v = T::vmul(s, v, T::vmul(s, z, T::sigmoid(s, z)));
                 }
-                T::store(s, &mut y[columns], v);
+                T::put(s, &mut y[columns], v);
             }
         }
     }
@@ -165,10 +170,10 @@ pub(super) fn backward<T: Real>(norm: &Norm<'_, T>, dy: Option<&[T]>, dsum: Opti
     let size = rows_of_task(norm.x.len() / d) * d;
     let zeros = vec![T::default(); if dy.is_none() { norm.x.len() } else { 0 }];
     let dy = dy.unwrap_or(&zeros);
-    let mut dx = vec![T::default(); norm.x.len()];
-    let mut dz = vec![T::default(); norm.z.map_or(0, <[T]>::len)];
+    let mut dx = unwritten(norm.x.len());
+    let mut dz = unwritten(norm.z.map_or(0, <[T]>::len));
     // Each task's gradients of weight and bias.
-    let task = |i: usize, dx: &mut [T], dz: &mut [T]| {
+    let task = |i: usize, dx: &mut [MaybeUninit<T>], dz: &mut [MaybeUninit<T>]| {
         let mut sums = vec![T::default(); 2 * d];
         dispatch(Backward { norm, first: i * size, dy, dsum, dx, dz, sums: &mut sums });
         sums
@@ -184,6 +189,8 @@ pub(super) fn backward<T: Real>(norm: &Norm<'_, T>, dy: Option<&[T]>, dsum: Opti
         total.iter_mut().zip(sums).for_each(|(x, &y)| *x += y);
     }
     let bias = total.split_off(d);
+    // SAFETY: the tasks are all rows.
+    let (dx, dz) = unsafe { (written(dx), written(dz)) };
     Gradients { x: dx, weight: total, bias: norm.bias.map(|_| bias), z: norm.z.map(|_| dz) }
 }
 
@@ -193,8 +200,8 @@ struct Backward<'a, T> {
     first: usize,
     dy: &'a [T],
     dsum: Option<&'a [T]>,
-    dx: &'a mut [T],
-    dz: &'a mut [T],
+    dx: &'a mut [MaybeUninit<T>],
+    dz: &'a mut [MaybeUninit<T>],
     sums: &'a mut [T],
 }
 
@@ -227,7 +234,7 @@ impl<T: Real> WithSimd for Backward<'_, T> {
                     if let Some(bias) = norm.bias {
                         y = T::vadd(s, y, T::load(s, &bias[columns.clone()]));
                     }
-                    T::store(s, &mut dz[i * d..][columns.clone()], T::vmul(s, g, T::vmul(s, y, slope)));
+                    T::put(s, &mut dz[i * d..][columns.clone()], T::vmul(s, g, T::vmul(s, y, slope)));
                     g = T::vmul(s, g, silu);
                 }
                 let sum = T::vfma(s, g, n, T::load(s, &dweight[columns.clone()]));
@@ -257,13 +264,13 @@ impl<T: Real> WithSimd for Backward<'_, T> {
                     && let Some((silu, slope)) = gate(columns.clone())
                 {
                     let sum = T::load(s, &row.sum[columns.clone()]);
-                    T::store(s, &mut dz[i * d..][columns.clone()], T::vmul(s, v, T::vmul(s, sum, slope)));
+                    T::put(s, &mut dz[i * d..][columns.clone()], T::vmul(s, v, T::vmul(s, sum, slope)));
                     v = T::vmul(s, v, silu);
                 }
                 if let Some(dsum) = dsum {
                     v = T::vadd(s, v, T::load(s, &dsum[at..at + d][columns.clone()]));
                 }
-                T::store(s, &mut dx[columns], v);
+                T::put(s, &mut dx[columns], v);
             }
         }
     }

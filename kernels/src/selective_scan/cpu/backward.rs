@@ -11,11 +11,12 @@
 //! after each block the lines' sums are added in a fixed order. No atomics, no dependence on the number of threads.
 #![allow(unsafe_code)] // lines write disjoint columns of the shared gradients
 
-use super::{Coefficient, Group, Plan, Scan, Span, Stage, Tile, for_state_blocks};
-use crate::shared::SharedMut;
+use super::{Ahead, Coefficient, Group, Plan, Scan, Span, Stage, Tile, for_state_blocks};
+use crate::shared::{SharedMut, written};
 use crate::simd::{Real, dispatch};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// Steps between two additions of the lines' dB and dC.
 const BLOCK_STEPS: usize = 512;
@@ -48,23 +49,39 @@ pub(in crate::selective_scan) fn backward<T: Real>(
     let like = |x: &[T]| vec![T::default(); x.len()];
     let zeros = if dy.is_none() { like(scan.u) } else { Vec::new() };
     let input = Input { scan, plan: &plan, chunk_states, dy: dy.unwrap_or(&zeros), dlast };
-    let mut grads = Gradients {
-        u: like(scan.u),
-        delta: like(scan.delta),
+    let (mut u, mut delta, mut z) = (scan.per_token(), scan.per_token(), scan.z.map(|_| scan.per_token()));
+    let out = Outputs {
+        u: SharedMut::new(&mut u),
+        delta: SharedMut::new(&mut delta),
+        z: z.as_deref_mut().map(SharedMut::new),
+    };
+    let mut sums = Sums {
         a: like(scan.a),
         b: like(scan.b),
         c: like(scan.c),
         d: scan.d.map(like),
-        z: scan.z.map(like),
         delta_bias: scan.delta_bias.map(like),
         initial_state: scan.initial_state.map(like),
     };
     let ends = input.span_ends();
     let wave = WAVE_LINES.div_ceil(plan.groups.len());
     for (i, spans) in plan.spans.chunks(wave).enumerate() {
-        input.wave(spans, &ends[i * wave..], &mut grads);
+        input.wave(spans, &ends[i * wave..], &out, &mut sums);
     }
-    grads
+    let Sums { a, b, c, d, delta_bias, initial_state } = sums;
+    // SAFETY: groups are all channels, spans all steps of all segments, and their lines have written a row for each.
+    let (u, delta, z) = unsafe { (written(u), written(delta), z.map(|z| written(z))) };
+    Gradients { u, delta, a, b, c, d, z, delta_bias, initial_state }
+}
+
+/// Gradients to which lines add.
+struct Sums<T> {
+    a: Vec<T>,
+    b: Vec<T>,
+    c: Vec<T>,
+    d: Option<Vec<T>>,
+    delta_bias: Option<Vec<T>>,
+    initial_state: Option<Vec<T>>,
 }
 
 struct Input<'a, T> {
@@ -135,7 +152,7 @@ impl<T: Real> Input<'_, T> {
     }
 
     /// Runs all lines of some spans and adds their parts to the gradients.
-    fn wave(&self, spans: &[Span], ends: &[Vec<T>], grads: &mut Gradients<T>) {
+    fn wave(&self, spans: &[Span], ends: &[Vec<T>], out: &Outputs<'_, T>, grads: &mut Sums<T>) {
         let Self { scan, plan, .. } = *self;
         let (n, lanes) = (scan.dims.n, plan.lanes);
         let size = n * lanes;
@@ -163,14 +180,9 @@ impl<T: Real> Input<'_, T> {
         }
         let rounds = spans.iter().map(|s| (s.end - s.start).div_ceil(block)).max().unwrap_or(0);
         for round in 0..rounds {
-            let out = Outputs {
-                u: SharedMut::new(&mut grads.u),
-                delta: SharedMut::new(&mut grads.delta),
-                z: grads.z.as_deref_mut().map(SharedMut::new),
-            };
             lines.par_iter_mut().for_each(|line| {
                 if let Some((first, end)) = block_of(line.span, block, round) {
-                    dispatch(Block { input: self, out: &out, line, first, end });
+                    dispatch(Block { input: self, out, line, first, end });
                 }
             });
             let (db, dc) = (SharedMut::new(&mut grads.b), SharedMut::new(&mut grads.c));
@@ -210,7 +222,7 @@ impl<T: Real> Input<'_, T> {
     }
 
     /// Adds what a finished line summed over its steps.
-    fn fold(&self, line: &Line<T>, grads: &mut Gradients<T>) {
+    fn fold(&self, line: &Line<T>, grads: &mut Sums<T>) {
         let Self { scan, plan, .. } = *self;
         let (n, d, lanes) = (scan.dims.n, scan.dims.d, plan.lanes);
         let size = n * lanes;
@@ -327,10 +339,11 @@ impl<T: Real> Input<'_, T> {
     }
 }
 
+/// Gradients of which lines write disjoint columns.
 struct Outputs<'a, T> {
-    u: SharedMut<'a, T>,
-    delta: SharedMut<'a, T>,
-    z: Option<SharedMut<'a, T>>,
+    u: SharedMut<'a, MaybeUninit<T>>,
+    delta: SharedMut<'a, MaybeUninit<T>>,
+    z: Option<SharedMut<'a, MaybeUninit<T>>>,
 }
 
 /// Steps `first .. end` of one line.
@@ -410,11 +423,18 @@ impl<T: Real> WithSimd for Block<'_, T> {
                 }
                 let b = Coefficient { data: scan.b, rows: b_rows, constant: &b_constant[t] };
                 let c = Coefficient { data: scan.c, rows: c_rows, constant: &c_constant[t] };
+                let ahead = (first > block_first).then(|| {
+                    let [u, delta] = [&out.u, &out.delta].map(|x| x.as_ptr().cast());
+                    let z = scan.z.map_or(u, <[T]>::as_ptr);
+                    let dz = out.z.as_ref().map_or(u, |z| z.as_ptr().cast());
+                    let arrays = [scan.u.as_ptr(), scan.delta.as_ptr(), z, input.dy.as_ptr(), u, delta, dz];
+                    Ahead::new(scan, arrays, segment, first - scan.chunk, tile)
+                });
                 let state = t * size..(t + 1) * size;
                 let (dh, da) = (&mut line.dh[state.clone()], &mut line.da[state.clone()]);
                 if any_constant {
                     for_state_blocks!(n, [1], |k, NB| {
-                        states::<S, T, NB, true>(s, &mut scratch, steps, &a2[t], dh, da, b, c, k)
+                        states::<S, T, NB, true>(s, &mut scratch, steps, &a2[t], dh, da, b, c, ahead, k)
                     });
                     for (sum, part, is_constant) in [
                         (&mut line.db_constant, &mut scratch.db, scan.dims.b_groups == 0),
@@ -427,7 +447,7 @@ impl<T: Real> WithSimd for Block<'_, T> {
                     }
                 } else {
                     for_state_blocks!(n, [8, 4, 2, 1], |k, NB| {
-                        states::<S, T, NB, false>(s, &mut scratch, steps, &a2[t], dh, da, b, c, k)
+                        states::<S, T, NB, false>(s, &mut scratch, steps, &a2[t], dh, da, b, c, ahead, k)
                     });
                 }
                 let dd = &mut line.dd[t * lanes..(t + 1) * lanes];
@@ -458,6 +478,7 @@ fn states<S: Simd, T: Real, const NB: usize, const CONSTANT: bool>(
     da: &mut [T],
     b: Coefficient<'_, T>,
     c: Coefficient<'_, T>,
+    ahead: Option<Ahead<T, 7>>,
     first: usize,
 ) {
     let lanes = T::lanes::<S>();
@@ -471,6 +492,9 @@ fn states<S: Simd, T: Real, const NB: usize, const CONSTANT: bool>(
         state[k] = T::load(s, &start[at..at + lanes]);
     }
     for i in 0..steps {
+        if let Some(ahead) = ahead.filter(|_| first == 0) {
+            ahead.fetch(i);
+        }
         let at = i * lanes..(i + 1) * lanes;
         let (dt, x) = (T::load(s, &stage.dt[at.clone()]), T::load(s, &stage.x[at.clone()]));
         let (b_row, c_row) = (b.row::<NB, CONSTANT>(i, first), c.row::<NB, CONSTANT>(i, first));
@@ -571,15 +595,15 @@ fn finish<S: Simd, T: Real>(
         dbias_sum = T::vadd(s, dbias_sum, ddelta);
         // SAFETY: these columns of this token's row belong to this line alone.
         unsafe {
-            T::store(s, out.u.range(at, tile.width), du);
-            T::store(s, out.delta.range(at, tile.width), ddelta);
+            T::put(s, out.u.range(at, tile.width), du);
+            T::put(s, out.delta.range(at, tile.width), ddelta);
         }
         if let (Some(z), Some(dz)) = (scan.z, &out.z) {
             let (_, slope) = T::silu_and_slope(s, T::load(s, &z[columns.clone()]));
             let dy = T::load(s, &input.dy[columns]);
             let y = T::load(s, &scratch.stage.y[lane]);
             // SAFETY: as above.
-            T::store(s, unsafe { dz.range(at, tile.width) }, T::vmul(s, dy, T::vmul(s, y, slope)));
+            T::put(s, unsafe { dz.range(at, tile.width) }, T::vmul(s, dy, T::vmul(s, y, slope)));
         }
     }
     T::store(s, dd, dd_sum);

@@ -1,9 +1,9 @@
 //! Forward: outputs, last states, and the state at the first step of each chunk.
 #![allow(unsafe_code)] // lines write disjoint columns of the shared outputs
 
-use super::{Coefficient, Group, Plan, Rows, Scan, Span, Stage, Tile, for_state_blocks};
+use super::{Ahead, Coefficient, Group, Plan, Scan, Span, Stage, Tile, for_state_blocks};
 use crate::shared::{SharedMut, unwritten, written};
-use crate::simd::{Real, dispatch, prefetch};
+use crate::simd::{Real, dispatch};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
@@ -186,7 +186,12 @@ impl<T: Real> WithSimd for Line<'_, T> {
                 let b = Coefficient { data: scan.b, rows: b_rows, constant: &b_constant[t] };
                 let c = Coefficient { data: scan.c, rows: c_rows, constant: &c_constant[t] };
                 let next = first + scan.chunk;
-                let ahead = (next < span.end).then(|| Ahead::new(scan, out, span.segment, next, tile));
+                let ahead = (next < span.end).then(|| {
+                    let y = out.y.as_ptr().cast();
+                    let z = scan.z.map_or(y, <[T]>::as_ptr);
+                    let arrays = [scan.u.as_ptr(), scan.delta.as_ptr(), z, y];
+                    Ahead::new(scan, arrays, span.segment, next, tile)
+                });
                 scan_chunk(s, &mut stage, steps, &a2[t], &mut h[t], b, c, ahead);
                 let rows = scan.channels(span.segment, first, tile);
                 for (i, y) in stage.y.chunks_exact(lanes).take(steps).enumerate() {
@@ -210,35 +215,6 @@ impl<T: Real> WithSimd for Line<'_, T> {
     }
 }
 
-/// The memory of a chunk to come. Its rows lie so far apart that no machine fetches them by itself, and waiting for them
-/// would take a third of the time.
-#[derive(Clone, Copy)]
-struct Ahead<T> {
-    /// Where the tile's part of the first step lies in u, δ, the gate and y.
-    first: [*const T; 4],
-    stride: isize,
-    width: usize,
-}
-
-impl<T: Real> Ahead<T> {
-    fn new(scan: &Scan<'_, T>, out: &Outputs<'_, T>, segment: usize, step: usize, tile: Tile) -> Self {
-        let Rows { first, stride } = scan.channels(segment, step, tile);
-        let y = out.y.as_ptr().cast();
-        let bases = [scan.u.as_ptr(), scan.delta.as_ptr(), scan.z.map_or(y, <[T]>::as_ptr), y];
-        Self { first: bases.map(|base| base.wrapping_offset(first)), stride, width: tile.width }
-    }
-
-    /// Asks for the parts of step `step`. They need not begin at a cache line: both lines that one may lie across.
-    #[inline(always)]
-    fn fetch(self, step: usize) {
-        for first in self.first {
-            let part = first.wrapping_offset(step as isize * self.stride);
-            prefetch(part);
-            prefetch(part.wrapping_add(self.width));
-        }
-    }
-}
-
 /// Advances the states `h` of one tile by the staged steps and adds C·h to the staged y.
 #[inline(always)]
 fn scan_chunk<S: Simd, T: Real>(
@@ -249,7 +225,7 @@ fn scan_chunk<S: Simd, T: Real>(
     h: &mut [T],
     b: Coefficient<'_, T>,
     c: Coefficient<'_, T>,
-    ahead: Option<Ahead<T>>,
+    ahead: Option<Ahead<T, 4>>,
 ) {
     let lanes = T::lanes::<S>();
     let n = h.len() / lanes;
@@ -275,7 +251,7 @@ fn scan_block<S: Simd, T: Real, const NB: usize, const CONSTANT: bool>(
     h: &mut [T],
     b: Coefficient<'_, T>,
     c: Coefficient<'_, T>,
-    ahead: Option<Ahead<T>>,
+    ahead: Option<Ahead<T, 4>>,
     first: usize,
 ) {
     let lanes = T::lanes::<S>();

@@ -8,8 +8,8 @@
 
 use super::Dims;
 use crate::segments::Segment;
-use crate::shared::unwritten;
-use crate::simd::{Real, dispatch};
+use crate::shared::unwritten_if;
+use crate::simd::{Real, dispatch, prefetch};
 use pulp::{Simd, WithSimd};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
@@ -235,10 +235,7 @@ impl<T: Real> Scan<'_, T> {
     /// written.
     fn per_token(&self) -> Vec<MaybeUninit<T>> {
         let tokens: usize = self.segments.iter().map(Segment::len).sum();
-        match tokens * self.dims.d == self.u.len() {
-            true => unwritten(self.u.len()),
-            false => vec![MaybeUninit::new(T::ZERO); self.u.len()],
-        }
+        unwritten_if(tokens * self.dims.d == self.u.len(), self.u.len())
     }
 
     /// `A` of a tile in lane order, times log₂ e so that exp(δA) = 2^(δ·this).
@@ -268,6 +265,33 @@ impl<T: Real> Scan<'_, T> {
             self.load_tile(&h0[segment * size..(segment + 1) * size], tile, lanes, &mut h);
         }
         h
+    }
+}
+
+/// The memory of a chunk to come, in `K` arrays `(B, L, D)`. Its rows lie so far apart that no machine fetches them by
+/// itself, and waiting for them would take a third of the time.
+#[derive(Clone, Copy)]
+struct Ahead<T, const K: usize> {
+    /// Where the tile's part of the first step lies in each array.
+    first: [*const T; K],
+    stride: isize,
+    width: usize,
+}
+
+impl<T: Real, const K: usize> Ahead<T, K> {
+    fn new(scan: &Scan<'_, T>, arrays: [*const T; K], segment: usize, step: usize, tile: Tile) -> Self {
+        let Rows { first, stride } = scan.channels(segment, step, tile);
+        Self { first: arrays.map(|base| base.wrapping_offset(first)), stride, width: tile.width }
+    }
+
+    /// Asks for the parts of step `step`. They need not begin at a cache line: both lines that one may lie across.
+    #[inline(always)]
+    fn fetch(self, step: usize) {
+        for first in self.first {
+            let part = first.wrapping_offset(step as isize * self.stride);
+            prefetch(part);
+            prefetch(part.wrapping_add(self.width));
+        }
     }
 }
 
