@@ -46,6 +46,15 @@ pub struct WeightFile {
     pub sha256: String,
 }
 
+impl WeightFile {
+    /// Reads a file to describe it.
+    pub fn of(path: &Path) -> Result<Self> {
+        let (bytes, sha256) = sha256_file(path).map_err(Error::other)?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Self { name, bytes, sha256 })
+    }
+}
+
 /// Configuration and weights of a Caduceus model.
 #[derive(Clone, Debug)]
 pub struct CaduceusCheckpoint {
@@ -61,11 +70,7 @@ impl CaduceusCheckpoint {
     pub fn open(path: Option<&Path>) -> Result<Self> {
         let Some(path) = path else { return Self::bundled() };
         let read = checkpoint::load(path, None)?;
-        let files = read.files.iter().map(|file| {
-            let (bytes, sha256) = sha256_file(file).map_err(Error::other)?;
-            let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            Ok(WeightFile { name, bytes, sha256 })
-        });
+        let files = read.files.iter().map(|file| WeightFile::of(file));
         let tensors = crate::finetune::merge_adapters(&read.config, read.tensors)?;
         Self::new(path.to_owned(), None, read.config, tensors, files.collect::<Result<_>>()?)
     }

@@ -1,10 +1,13 @@
 //! `info`: what is in a checkpoint.
 
+mod protein;
+
 use anyhow::Result;
 use candle_core::{DType, Device};
 use mamba_core::cli::{self, HintExt};
 use mamba_core::progress::short;
 use mamba_core::run_folder::{Record, RunFolder, RunInfo};
+use mamba_genomics::checkpoint::WeightFile;
 use mamba_genomics::{CaduceusCheckpoint, tokenizer};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,15 +31,23 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     args.common.start()?;
-    let checkpoint = CaduceusCheckpoint::open(args.checkpoint.as_deref())
-        .hint("name a folder with config.json and model.safetensors, or none for the bundled model")?;
-    let facts = Facts::of(&checkpoint, args.checkpoint.as_deref())?;
-    let text = match args.common.format {
-        cli::Format::Json => format!("{}\n", facts.json(&checkpoint)?),
-        cli::Format::Human => facts.human(&checkpoint)?,
+    let path = args.checkpoint.as_deref();
+    let text = match path.map(|path| protein::describe(path, args.common.format)).transpose()?.flatten() {
+        Some(text) => text,
+        None => caduceus(path, args.common.format)?,
     };
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn caduceus(path: Option<&Path>, format: cli::Format) -> Result<String> {
+    let checkpoint = CaduceusCheckpoint::open(path)
+        .hint("name a folder with config.json and model.safetensors, or none for the bundled model")?;
+    let facts = Facts::of(&checkpoint, path)?;
+    Ok(match format {
+        cli::Format::Json => format!("{}\n", facts.json(&checkpoint)?),
+        cli::Format::Human => facts.human(&checkpoint)?,
+    })
 }
 
 /// What is worked out about a checkpoint.
@@ -146,7 +157,7 @@ impl Facts {
         let padded = config.padded_vocab_size();
         lines.add("vocabulary", format!("{} padded to {padded}: {tokens}", config.vocab_size));
         for file in checkpoint.files() {
-            lines.add("weights", format!("{}, {} bytes, sha256 {}", file.name, file.bytes, file.sha256));
+            lines.add_file(file);
         }
         for (name, tensor) in checkpoint.head() {
             lines.add("head", format!("{name} {:?}, not used by embed", tensor.dims()));
@@ -154,14 +165,7 @@ impl Facts {
         if let Some(run) = &self.run {
             run_lines(run, &mut lines);
         }
-        if let Some((step, metrics)) = &self.best {
-            let figure = |(name, x): (&String, &Option<f64>)| match x {
-                Some(x) => format!("{name} {x:.4}"),
-                None => format!("{name} not finite"),
-            };
-            let metrics = metrics.iter().map(figure).collect::<Vec<_>>().join(", ");
-            lines.add("best", format!("{metrics} (step {step})"));
-        }
+        best_line(self.best.as_ref(), &mut lines);
         Ok(match checkpoint.card() {
             Some(card) => format!("{}\n{card}", lines.0),
             None => lines.0,
@@ -188,12 +192,26 @@ fn run_lines(run: &RunInfo, lines: &mut Lines) {
     }
 }
 
+fn best_line(best: Option<&Best>, lines: &mut Lines) {
+    let Some((step, metrics)) = best else { return };
+    let figure = |(name, x): (&String, &Option<f64>)| match x {
+        Some(x) => format!("{name} {x:.4}"),
+        None => format!("{name} not finite"),
+    };
+    let metrics = metrics.iter().map(figure).collect::<Vec<_>>().join(", ");
+    lines.add("best", format!("{metrics} (step {step})"));
+}
+
 /// `name  value` lines, values below each other.
 struct Lines(String);
 
 impl Lines {
     fn add(&mut self, name: &str, value: impl Display) {
         self.0 += &format!("{name:<11} {value}\n");
+    }
+
+    fn add_file(&mut self, file: &WeightFile) {
+        self.add("weights", format!("{}, {} bytes, sha256 {}", file.name, file.bytes, file.sha256));
     }
 }
 

@@ -45,7 +45,8 @@ impl Facts<'_> {
     /// A head that shares the embedding may be stored beside it, and counts once.
     fn parameters(&self) -> usize {
         let tensors = &self.stored.tensors;
-        let is_copy = |name: &str| name == "lm_head.weight" && tensors.contains_key("backbone.embedding.weight");
+        let is_copy =
+            |name: &str| name == "lm_head.weight" && tensors.contains_key("backbone.embedding.weight");
         tensors.iter().filter(|(name, _)| !is_copy(name)).map(|(_, tensor)| tensor.elem_count()).sum()
     }
 
@@ -69,14 +70,23 @@ impl Facts<'_> {
 
     fn human(&self) -> String {
         let (what, d_model, n_layer, ssm): (_, _, _, &MixerConfig) = match &self.config {
-            ProteinConfig::ProtMamba(c) => ("ProtMamba: causal, over homologs", c.d_model, c.n_layer, &c.ssm_cfg),
-            ProteinConfig::PtmMamba(c) => ("PTM-Mamba: masked, over one protein", c.d_model, c.n_layer, &c.ssm_cfg),
-            ProteinConfig::MsaMamba(c) => ("MSAMamba: masked, over an alignment", c.d_model, c.n_layer, &c.ssm_cfg),
+            ProteinConfig::ProtMamba(c) => {
+                ("ProtMamba: causal, over homologs", c.d_model, c.n_layer, &c.ssm_cfg)
+            }
+            ProteinConfig::PtmMamba(c) => {
+                ("PTM-Mamba: masked, over one protein", c.d_model, c.n_layer, &c.ssm_cfg)
+            }
+            ProteinConfig::MsaMamba(c) => {
+                ("MSAMamba: masked, over an alignment", c.d_model, c.n_layer, &c.ssm_cfg)
+            }
         };
         let mut lines = Lines(String::new());
         lines.add("checkpoint", self.path.display());
         lines.add("model", what);
-        lines.add("sizes", format!("d_model {d_model}, {n_layer} layers of {}, d_state {}", ssm.layer(), ssm.d_state()));
+        lines.add(
+            "sizes",
+            format!("d_model {d_model}, {n_layer} layers of {}, d_state {}", ssm.layer(), ssm.d_state()),
+        );
         let total = self.parameters();
         lines.add("parameters", format!("{} ({total})", short(total as f64)));
         lines.add("type", self.dtypes().into_iter().collect::<Vec<_>>().join(", "));
