@@ -128,6 +128,18 @@ fn a_stopped_run_goes_on_to_the_same_weights() {
     assert!(weights("whole") == weights("stopped"));
     let (code, _, stderr) = train("whole", "--resume --set head.dropout=0.3");
     assert!(code == 1 && stderr.contains("head.dropout"), "{stderr}");
+    // More epochs are more steps, and so a longer warm-up, unless that of the saved run is named.
+    let more = |set: &str| {
+        folder.run(&format!("finetune all.csv --out whole --epochs 14 --metric loss {SMALL} --resume {set}"))
+    };
+    let (code, _, stderr) = more("");
+    assert!(
+        code == 1
+            && stderr.contains("train.warmup is 7 in the saved run")
+            && stderr.contains("hint: the warm-up"),
+        "{stderr}"
+    );
+    assert_eq!(more("--set train.warmup=7").0, 0);
 }
 
 #[test]
@@ -215,6 +227,11 @@ fn frozen_bodies_stay_and_adapters_are_trained() {
     assert!(folder.succeed("info lora").contains("classification head"));
     let (code, _, stderr) = folder.run(&format!("finetune all.csv --mode lora --out none {SMALL}"));
     assert!(code == 2 && stderr.contains("--checkpoint DIR"), "{stderr}");
+    let (code, _, stderr) = folder.run("finetune all.csv --checkpoint base --strands given --out none");
+    assert!(
+        code == 2 && stderr.contains("always reads both strands") && !stderr.contains("rcps"),
+        "{stderr}"
+    );
 }
 
 #[test]
@@ -231,6 +248,7 @@ fn wrong_input_is_named_and_leaves_nothing() {
     folder.write("no_label.csv", "sequence,label\nACGT,\n");
     folder.write("other.csv", "sequence,label\nACGT,maybe\n");
     folder.write("yes.csv", "sequence,label\nACGT,yes\nACGG,yes\n");
+    fs::create_dir(folder.path("folder.csv")).unwrap();
     folder.write("broken.parquet", "PAR1 and nothing else");
     for (args, code, message) in [
         ("header.csv", 1, "header.csv:1: there is no column \"sequence\", only seq, label"),
@@ -250,6 +268,17 @@ fn wrong_input_is_named_and_leaves_nothing() {
         ("good.csv --task regression", 1, "good.csv:2: label \"yes\" is not a finite number"),
         ("good.csv --valid yes.csv --metric auroc", 2, "auroc is not defined on validation sequences"),
         ("good.csv --predictions out.txt", 2, "unknown output format"),
+        ("good.csv --predictions out.npy", 2, "--predictions out.npy: expected .parquet, .csv or .tsv"),
+        ("good.csv --predictions nowhere/p.csv", 2, "--predictions nowhere/p.csv: its folder does not exist"),
+        ("good.csv --predictions folder.csv", 2, "--predictions folder.csv: is a folder"),
+        ("good.csv --batch 0", 2, "batch_size is 0, must be at least 1"),
+        ("good.csv --learning-rate nan", 2, "learning_rate"),
+        ("good.csv --minutes nan", 2, "max_minutes"),
+        ("good.csv --patience 0", 2, "--patience) is 0, must be at least 1"),
+        ("good.csv --folds 0", 2, "--folds 0: must be at least 2"),
+        ("good.csv --folds 1", 2, "--folds 1: must be at least 2"),
+        ("good.csv --folds 3 --drop-leaks", 2, "cannot be used with"),
+        ("good.csv --task regression --class-weights", 2, "--class-weights) is for classes"),
         ("good.csv --metric pearson", 2, "pearson is not one of classification"),
         ("good.csv --strands given --set model.rcps=true", 2, "head.strands is given"),
         ("good.csv --preset huge", 2, "expected motif or one of tiny"),
@@ -276,21 +305,33 @@ fn leaks_are_counted_and_removed_on_request() {
     let mut test = held_out.to_vec();
     test.extend([(train[0].0.clone(), train[0].1), (reverse(&train[1].0), train[1].1)]);
     folder.write("train.csv", table(train));
+    test.push((held_out[0].0.clone(), held_out[0].1));
     folder.write("test.csv", table(&test));
-    let loud = SMALL.replace("--quiet", "");
+    folder.write("dev.csv", table(&held_out[..2]));
+    let loud = SMALL.replace("--format json --quiet", "");
     let run = |out: &str, more: &str| {
         let args = format!(
-            "finetune train.csv --test test.csv --out {out} --epochs 1 --set data.valid=0 {more} {loud}"
+            "finetune train.csv --out {out} --epochs 1 --metric loss --set data.valid=0 --set data.test=0 {more} {loud}"
         );
         let (code, _, stderr) = folder.run(&args);
         assert_eq!(code, 0, "{stderr}");
         stderr
     };
-    let said = run("a", "");
-    assert!(said.contains("2 of 22 test sequences are among the training sequences too"), "{said}");
+    let leaks = |out: &str| folder.json(&format!("{out}/report.json"))["leaks"].to_string();
+    let said = run("a", "--test test.csv");
+    assert!(said.contains("2 of 23 test sequences are among the training sequences too"), "{said}");
     assert!(said.contains("40 sequences to train on"), "{said}");
-    let said = run("b", "--drop-leaks");
+    assert!(said.contains("predictions of the test in a/predictions.parquet"), "{said}");
+    assert_eq!(leaks("a"), r#"{"dropped":0,"test":2,"valid":0,"valid_test":0}"#);
+    let said = run("b", "--test test.csv --valid dev.csv --drop-leaks --predictions ./b/own.csv");
     assert!(said.contains("38 sequences to train on"), "{said}");
+    assert!(said.contains("predictions of the test in ./b/own.csv"), "{said}");
+    assert!(folder.path("b/own.csv").exists() && !folder.path("b/predictions.parquet").exists());
+    assert_eq!(leaks("b"), r#"{"dropped":2,"test":2,"valid":0,"valid_test":3}"#);
+    // Nothing held out: no predictions, no picture.
+    let said = run("c", "");
+    assert!(said.contains("run in c: model, report.json\n") && !said.contains("predictions of"), "{said}");
+    assert!(!folder.path("c/report.svg").exists());
 }
 
 fn exists(path: &Path) -> bool {

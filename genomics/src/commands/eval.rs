@@ -59,7 +59,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let genome = genome(&args.fasta)?;
     let data = PretrainData::new(genome, &cfg.data)?;
     let (score, table) = test_table(&cfg, &data, &args.checkpoint, &device, &args.common)?;
-    print_result(&args.common, &score, table);
+    print_result(&args.common, &score, table)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -2,9 +2,10 @@
 
 mod sources;
 
+use super::embed::usage;
 use super::predictions::Table;
 use anyhow::{Context, Result};
-use mamba_core::cli::{CommonArgs, Format, INTERRUPTED, SettingsArgs, interrupted, open_run};
+use mamba_core::cli::{CommonArgs, Format, HintExt, INTERRUPTED, SettingsArgs, interrupted, open_run};
 use mamba_core::run_folder::RunInfo;
 use mamba_core::train::{self, Console, Stop};
 use mamba_core::{checkpoint, plot};
@@ -16,7 +17,9 @@ use mamba_genomics::finetune::{
 };
 use mamba_genomics::labelled::{LabelledSet, Parts, k_fold, split};
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use sources::Leaks;
+use std::io::{self, StdoutLock, Write};
+use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 
 /// Sequences that are predicted at once.
@@ -29,7 +32,7 @@ Without --valid and --test, shares of the sequences are held out at random. A se
 complement always stay on one side; in parts that are given, those that do not are counted.
 
 The run folder gets the best model by the chosen metric of the validation sequences, report.json (metrics of the test with
-95 % bootstrap intervals), predictions.parquet and report.svg (confusion matrix and ROC curves).
+95 % bootstrap intervals, and what the parts share), predictions.parquet and report.svg (confusion matrix and ROC curves).
 
 Examples:
   mamba-genomics finetune enhancers.csv --out runs/enhancers
@@ -55,7 +58,7 @@ pub(crate) struct Args {
     test: Option<PathBuf>,
 
     /// Cross-validation: hold each of K parts out once, in a folder of its own
-    #[arg(long, value_name = "K", conflicts_with_all = ["valid", "test"], help_heading = "Data")]
+    #[arg(long, value_name = "K", conflicts_with_all = ["valid", "test", "drop_leaks"], help_heading = "Data")]
     folds: Option<usize>,
 
     /// Remove training sequences that validation or test have too, on either strand
@@ -155,7 +158,7 @@ impl Args {
                 let name = self.preset.as_deref().unwrap_or("motif");
                 FinetuneConfig::preset(name).ok_or_else(|| {
                     let known = CaduceusConfig::PRESETS.join(", ");
-                    mamba_core::Error::Config(format!("--preset {name}: expected motif or one of {known}"))
+                    usage(format!("--preset {name}: expected motif or one of {known}"))
                 })?
             }
         };
@@ -184,20 +187,43 @@ impl Args {
         columns.label = self.label_column.clone().unwrap_or(columns.label.clone());
         columns.id = self.id_column.clone().or(columns.id.clone());
         if loaded.is_none() && cfg.task.mode != Mode::Full {
-            let message = "--mode frozen and lora need a model to keep: --checkpoint DIR";
-            return Err(mamba_core::Error::Config(message.into()).into());
+            return Err(usage("--mode frozen and lora need a model to keep: --checkpoint DIR").into());
+        }
+        if loaded.is_some() && cfg.model.rcps && cfg.head.strands == StrandUse::Given {
+            let message = "--strands given: the checkpoint is a Caduceus-PS, which always reads both strands; \
+                leave --strands out, or start from a Caduceus-Ph";
+            return Err(usage(message).into());
         }
         cfg.validate()?;
         Ok(cfg)
+    }
+
+    /// Refuses what would otherwise be found wrong after hours of training.
+    fn check(&self) -> Result<()> {
+        if let Some(k @ 0..=1) = self.folds {
+            return Err(usage(format!("--folds {k}: must be at least 2")).into());
+        }
+        let Some(path) = &self.predictions else { return Ok(()) };
+        let wrong = |what: &str| Err(usage(format!("--predictions {}: {what}", path.display())).into());
+        if job::Format::from_path(path).map_err(usage)? == job::Format::Npy {
+            return wrong("expected .parquet, .csv or .tsv");
+        }
+        if path.is_dir() {
+            return wrong("is a folder, expected the name of a file");
+        }
+        // The run makes its own folder, which may be written otherwise.
+        let plain = |path: &Path| path.components().filter(|c| *c != Component::CurDir).collect::<PathBuf>();
+        let folder = plain(path.parent().unwrap_or(Path::new("")));
+        if folder == Path::new("") || folder == plain(&self.out) || folder.is_dir() {
+            return Ok(());
+        }
+        wrong("its folder does not exist; make it first")
     }
 }
 
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let device = args.common.start()?;
-    if let Some(path) = &args.predictions {
-        // Hours of training should not end at a wrong name.
-        job::Format::from_path(path).map_err(|e| mamba_core::Error::Config(e.to_string()))?;
-    }
+    args.check()?;
     let loaded = args.checkpoint.as_deref().map(checkpoint::load_dir).transpose()?;
     let cfg = args.resolve(loaded.as_ref())?;
     let console = Console::new(args.common.format, args.common.quiet);
@@ -205,11 +231,11 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let data = sources::read(&args, &run.cfg.data)?;
     match args.folds {
         None => {
-            let parts = sources::parts(data, &run.cfg, &args, &console)?;
-            match run.train(parts, &args.out)? {
+            let (parts, leaks) = sources::parts(data, &run.cfg, &args, &console)?;
+            match run.train(parts, leaks, &args.out)? {
                 None => Ok(ExitCode::from(INTERRUPTED)),
                 Some(result) => {
-                    run.print(&result, &args.out);
+                    run.print(&result, &args.out)?;
                     Ok(ExitCode::SUCCESS)
                 }
             }
@@ -234,6 +260,7 @@ struct Trained {
     steps: u64,
     seconds: f64,
     parameters: usize,
+    leaks: Leaks,
     valid: Option<Report>,
     test: Option<Report>,
     held_out: Option<HeldOut>,
@@ -248,7 +275,7 @@ struct HeldOut {
 
 impl Run<'_> {
     /// Trains on some parts into a folder; nothing if it was stopped.
-    fn train(&self, parts: Parts, out: &Path) -> Result<Option<Trained>> {
+    fn train(&self, parts: Parts, leaks: Leaks, out: &Path) -> Result<Option<Trained>> {
         let mut console = Console::new(self.args.common.format, self.args.common.quiet);
         let mut cfg = self.cfg.clone();
         cfg.set_steps(parts.train.rows.len());
@@ -281,7 +308,8 @@ impl Run<'_> {
         let settings = json!({ "finetune": &cfg, "table": &self.args.table, "class": &self.args.class });
         let (name, version) = ("mamba-genomics", env!("CARGO_PKG_VERSION"));
         let info = RunInfo::new(name, version, &self.device, cfg.train.seed, settings);
-        let report = train::run_recorded(&mut task, &cfg.train, &folder, info, &mut console, &self.stop)?;
+        let report = train::run_recorded(&mut task, &cfg.train, &folder, info, &mut console, &self.stop)
+            .map_err(with_hint)?;
         drop(task);
         let Some(report) = report else {
             interrupted(&console, out);
@@ -308,7 +336,8 @@ impl Run<'_> {
         let labels = test_examples.labels().to_vec();
         let held_out = predictions.map(|predictions| HeldOut { set: test, labels, predictions });
         let (steps, seconds) = (report.step, report.seconds);
-        let trained = Trained { target, steps, seconds, parameters, valid, test: test_report, held_out };
+        let trained =
+            Trained { target, steps, seconds, parameters, leaks, valid, test: test_report, held_out };
         self.write(&trained, out)?;
         Ok(Some(trained))
     }
@@ -347,7 +376,9 @@ impl Run<'_> {
             let mut parts = split(&set.select(&rest), shares, stratify, data.split_seed)?;
             parts.test = set.select(&held_out);
             let out = self.args.out.join(format!("fold-{i}"));
-            let Some(trained) = self.train(parts, &out)? else { return Ok(ExitCode::from(INTERRUPTED)) };
+            let Some(trained) = self.train(parts, Leaks::default(), &out)? else {
+                return Ok(ExitCode::from(INTERRUPTED));
+            };
             of_folds.extend(trained.test.clone());
             if let Some(fold) = trained.held_out {
                 // A fold's values are in units of its own training values.
@@ -364,55 +395,73 @@ impl Run<'_> {
         checkpoint::write_json(&out.join("report.json"), &summary)?;
         plot::save(&out.join("report.svg"), ReportPicture::SIZE, &ReportPicture(&report))?;
         write_predictions(&target, &all, &self.predictions(out))?;
+        let mut stdout = io::stdout().lock();
         if self.args.common.format == Format::Json {
-            println!("{summary}");
+            writeln!(stdout, "{summary}")?;
         } else {
-            println!("{} sequences, each predicted by the fold that held it out", report.sequences);
-            print_figures(&report);
+            writeln!(stdout, "{} sequences, each predicted by the fold that held it out", report.sequences)?;
+            print_figures(&mut stdout, &report)?;
             for name in report.figures.keys() {
                 let values: Vec<f64> =
                     of_folds.iter().filter_map(|f| Some(f.figures.get(name)?.value)).collect();
                 let (mean, deviation) = mean_and_deviation(&values);
-                println!("  {name:<10} {mean:.4} ± {deviation:.4} over {} folds", values.len());
+                writeln!(stdout, "  {name:<10} {mean:.4} ± {deviation:.4} over {} folds", values.len())?;
             }
         }
         Ok(ExitCode::SUCCESS)
     }
 
-    fn print(&self, trained: &Trained, out: &Path) {
+    fn print(&self, trained: &Trained, out: &Path) -> Result<()> {
+        let mut stdout = io::stdout().lock();
         if self.args.common.format == Format::Json {
-            println!("{}", trained.json());
-            return;
+            writeln!(stdout, "{}", trained.json())?;
+            return Ok(());
         }
         for (name, report) in [("validation", &trained.valid), ("test", &trained.test)] {
             if let Some(report) = report {
-                println!("{name}: {} sequences", report.sequences);
-                print_figures(report);
+                writeln!(stdout, "{name}: {} sequences", report.sequences)?;
+                print_figures(&mut stdout, report)?;
             }
         }
         if !self.args.common.quiet {
-            let out = out.display();
-            eprintln!("run in {out}: model, report.json, predictions.parquet, report.svg");
+            let picture = if trained.test.is_some() || trained.valid.is_some() { ", report.svg" } else { "" };
+            eprintln!("run in {}: model, report.json{picture}", out.display());
+            if trained.held_out.is_some() {
+                eprintln!("predictions of the test in {}", self.predictions(out).display());
+            }
             eprintln!(
-                "next: mamba-genomics predict sequences.fa --checkpoint {out} --out predictions.parquet"
+                "next: mamba-genomics predict sequences.fa --checkpoint {} --out predictions.parquet",
+                out.display()
             );
         }
+        Ok(())
     }
 }
 
 impl Trained {
     fn json(&self) -> Value {
         json!({
-            "parameters": self.parameters, "steps": self.steps, "seconds": self.seconds,
+            "parameters": self.parameters, "steps": self.steps, "seconds": self.seconds, "leaks": self.leaks,
             "valid": self.valid, "test": self.test,
         })
     }
 }
 
-fn print_figures(report: &Report) {
+fn print_figures(stdout: &mut StdoutLock<'_>, report: &Report) -> io::Result<()> {
     for (name, figure) in &report.figures {
-        println!("  {name:<10} {:.4}  ({:.4} to {:.4})", figure.value, figure.low, figure.high);
+        writeln!(stdout, "  {name:<10} {:.4}  ({:.4} to {:.4})", figure.value, figure.low, figure.high)?;
     }
+    Ok(())
+}
+
+/// Of a run that does not go on because its warm-up is another: where that comes from.
+fn with_hint(error: mamba_core::Error) -> anyhow::Error {
+    if !error.to_string().contains("train.warmup is") {
+        return error.into();
+    }
+    let hint = "the warm-up is at most a fifth of the steps, which --epochs decides; \
+        --set train.warmup=N with the N of the saved run goes on";
+    Err::<(), _>(error).hint(hint).expect_err("it is an error")
 }
 
 fn mean_and_deviation(values: &[f64]) -> (f64, f64) {

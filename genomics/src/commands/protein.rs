@@ -10,6 +10,7 @@ use mamba_genomics::protein::alphabet::Alphabet;
 use mamba_genomics::protein::reader;
 use mamba_genomics::protein::score::ProteinScorer;
 use mamba_genomics::protein::{ProteinConfig, ProteinModel, task};
+use std::io::{self, StdoutLock, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -67,11 +68,13 @@ fn residues(paths: &[PathBuf], alphabet: Alphabet) -> Result<Vec<(String, Vec<u3
 }
 
 /// The table that ends a training.
-fn print_scores(rows: &[(&str, &task::ProteinScore)]) {
+fn print_scores(stdout: &mut StdoutLock<'_>, rows: &[(&str, &task::ProteinScore)]) -> io::Result<()> {
     for (name, score) in rows {
-        println!(
+        writeln!(
+            stdout,
             "  {name:<22} {:.4} bits per residue, perplexity {:.2}, accuracy {:.4}",
             score.bits, score.perplexity, score.accuracy
-        );
+        )?;
     }
+    Ok(())
 }

@@ -3,6 +3,7 @@
 use crate::commands::{embed, train};
 use anyhow::Result;
 use mamba_core::cli::{CommonArgs, Format};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -33,7 +34,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let vectors = args.out.join("lambda.parquet");
     embed::run(embed::Args::for_run(&fasta, &model, &vectors, args.common.clone()))?;
     if args.common.format == Format::Human {
-        println!(
+        writeln!(
+            std::io::stdout().lock(),
             "\nDone. In {}:\n  {}  the trained model\n  {}  how its loss fell\n  {}  one vector for each 1,024 bases of the phage\n\n\
              Next, with your own sequences:\n  mamba-genomics embed your.fa.gz --out vectors.parquet\n  \
              mamba-genomics train your_genome.fa.gz --out runs/mine --preset base --minutes 60\n  \
@@ -43,7 +45,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             model.join("loss.svg").display(),
             vectors.display(),
             model.display(),
-        );
+        )?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -11,6 +11,7 @@ use mamba_genomics::task::{
     DataConfig, HeldOutScore, LengthWarmup, PretrainConfig, PretrainData, Pretraining,
 };
 use mamba_genomics::{CaduceusConfig, CaduceusForMaskedLm};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -122,6 +123,7 @@ impl Args {
         }
         cfg.recompute |= self.recompute;
         cfg.model.validate()?;
+        cfg.train.validate()?;
         Ok(cfg)
     }
 }
@@ -150,8 +152,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
 
     let (seed, dtype) = (cfg.train.seed, args.common.dtype());
     let params = Params::start(args.init.as_deref(), seed, dtype, &device)?;
-    let folder = args.training.folder(&args.out)?;
     let mut task = Pretraining::new(&cfg, &data, params)?;
+    let folder = args.training.folder(&args.out)?;
     let bases = |intervals: &[mamba_genomics::genome::Interval]| -> usize {
         intervals.iter().map(mamba_genomics::genome::Interval::len).sum()
     };
@@ -171,7 +173,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     }
     drop(task);
     let (score, table) = test_table(&cfg, &data, &args.out, &device, &args.common)?;
-    print_result(&args.common, &score, table);
+    print_result(&args.common, &score, table)?;
     console.note(&format!(
         "run in {out}: model, metrics, {out}/loss.svg\nnext: mamba-genomics embed sequences.fa --checkpoint {out} --out vectors.parquet",
         out = args.out.display()
@@ -209,16 +211,24 @@ pub(crate) fn test_table(
 }
 
 /// The table on stdout, for people or as JSON.
-pub(crate) fn print_result(common: &CommonArgs, score: &HeldOutScore, table: serde_json::Value) {
+pub(crate) fn print_result(
+    common: &CommonArgs,
+    score: &HeldOutScore,
+    table: serde_json::Value,
+) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
     if common.format == mamba_core::cli::Format::Json {
-        println!("{table}");
-        return;
+        writeln!(stdout, "{table}")?;
+        return Ok(());
     }
-    println!("held-out bases: {}, all masked", score.bases);
-    println!("  model                    {:.4} bits per base, accuracy {:.4}", score.bits, score.accuracy);
+    writeln!(stdout, "held-out bases: {}, all masked", score.bases)?;
+    let (bits, accuracy) = (score.bits, score.accuracy);
+    writeln!(stdout, "  model                    {bits:.4} bits per base, accuracy {accuracy:.4}")?;
     for (name, key) in [("causal", "causal_count_model"), ("two-sided", "two_sided_count_model")] {
         let (bits, context) = (table[key]["bits"].as_f64(), table[key]["context"].as_str());
         let label = format!("{name} counts");
-        println!("  {label:<24} {:.4} bits per base ({})", bits.unwrap_or(f64::NAN), context.unwrap_or(""));
+        let (bits, context) = (bits.unwrap_or(f64::NAN), context.unwrap_or(""));
+        writeln!(stdout, "  {label:<24} {bits:.4} bits per base ({context})")?;
     }
+    Ok(())
 }

@@ -32,8 +32,8 @@ the mean vectors of the two haplotypes around the allele. Alleles without a sequ
 longer than --max-indel have none, and MAMBA_SKIP says why; no record is dropped. MAMBA_DIST is missing where an empty
 allele has nothing around it (--flank 0 or --pool 0). Fields of these names from an earlier run are dropped.
 
-VCF output keeps every line as it is, but for these INFO fields and its end, which is always LF. Tables have a row for each alternate allele. The same input
-and model give the same bytes, whatever the threads, batches and shards.
+VCF output keeps every line as it is, but for these INFO fields and its end, which is always LF. Tables have a row for each
+alternate allele. The same input and model give the same bytes, whatever the threads, batches and shards.
 
 Examples:
   mamba-genomics variants calls.vcf.gz --reference genome.fa.gz --checkpoint runs/genome --out scored.vcf.gz

@@ -220,13 +220,18 @@ impl FinetuneConfig {
         self.model.validate()?;
         self.head.validate(&self.model)?;
         self.task.lora.validate()?;
-        let TaskConfig { kind, metric, label_smoothing, mask, epochs, .. } = &self.task;
+        self.train.validate()?;
+        let TaskConfig { kind, metric, class_weights, label_smoothing, mask, epochs, .. } = &self.task;
         let problem = if !(0.0..1.0).contains(label_smoothing) {
             format!("task.label_smoothing is {label_smoothing}, must be at least 0 and below 1")
         } else if !(0.0..1.0).contains(mask) {
             format!("task.mask is {mask}, must be at least 0 and below 1")
         } else if epochs.is_some_and(|epochs| !(epochs > 0.0 && epochs.is_finite())) {
             "task.epochs must be above 0, or null".into()
+        } else if *class_weights && *kind == Kind::Regression {
+            "task.class_weights (--class-weights) is for classes, not for regression".into()
+        } else if self.train.patience == Some(0) {
+            "train.patience (--patience) is 0, must be at least 1, or null".into()
         } else if let Some(metric) = metric.filter(|metric| !metric.fits(*kind)) {
             format!("task.metric {} is not one of {kind}", metric.name())
         } else {

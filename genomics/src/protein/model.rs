@@ -67,6 +67,15 @@ impl ProteinConfig {
         })
     }
 
+    /// Refuses settings that make no model.
+    pub fn validate(&self) -> Result<()> {
+        match self {
+            Self::ProtMamba(cfg) => cfg.validate(),
+            Self::PtmMamba(cfg) => cfg.validate(),
+            Self::MsaMamba(cfg) => cfg.validate(),
+        }
+    }
+
     /// The model's name.
     pub fn name(&self) -> &'static str {
         match self {

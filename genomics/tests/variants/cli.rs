@@ -308,6 +308,7 @@ fn training_with_growing_windows_and_recomputed_blocks_learns_and_resumes() {
     assert_eq!(losses("a"), losses("b"), "recomputing changes nothing");
     let (code, _, stderr) = folder.run(&train("c", "--warmup-length 300").replace("--warmup-length 32 ", ""));
     assert!(code == 2 && stderr.contains("length_warmup.from is 300"), "{stderr}");
+    assert!(!folder.path("c").exists());
 }
 
 #[test]
@@ -369,6 +370,15 @@ fn a_protein_model_trains_scores_and_fills_in() {
         ),
         ("score query.fa --checkpoint ptm-mamba --context family.fa --out x.tsv", 2, "takes no context"),
         ("infill query.fa --checkpoint protmamba --span 50-60", 2, "expected FROM-TO between 1 and 56"),
+        ("infill --checkpoint protmamba --samples 0", 2, "--samples and --max-length must be at least 1"),
+        ("infill --checkpoint protmamba --max-length 0", 2, "--samples and --max-length must be at least 1"),
+        (
+            "train family.fa --model msa-mamba --out x --set model.n_head=3",
+            2,
+            "d_model 64 is no multiple of n_head 3",
+        ),
+        ("train family.fa --model ptm-mamba --out x --batch 0", 2, "batch_size is 0, must be at least 1"),
+        ("train family.fa --model ptm-mamba --out x --minutes nan", 2, "max_minutes"),
         ("infill --checkpoint ptm-mamba", 2, "only ProtMamba generates"),
         ("train query.fa --model ptm-mamba --out x", 1, "items"),
         ("train ref.fa --model ptm-mamba --out x --set data.length=2", 1, "data.length is 2"),
@@ -377,5 +387,17 @@ fn a_protein_model_trains_scores_and_fills_in() {
         let (got, _, stderr) = folder.run(&format!("protein {args}"));
         assert!(got == code && stderr.contains(message), "{args}: {got} {stderr}");
     }
-    assert!(!folder.path("x.tsv").exists());
+    assert!(!folder.path("x.tsv").exists() && !folder.path("x").exists());
+    for (model, name) in
+        [("protmamba", "ProtMamba: "), ("ptm-mamba", "PTM-Mamba: "), ("msa-mamba", "MSAMamba: ")]
+    {
+        let (_, stdout, _) = folder.ok(&format!("info {model}"));
+        for text in [name, "d_model 16, 1 layers of Mamba1", "training    4 steps", "data        family.fa"] {
+            assert!(stdout.contains(text), "{text}: {stdout}");
+        }
+        let (_, stdout, _) = folder.ok(&format!("info {model}/model.safetensors --format json"));
+        let facts: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+        assert_eq!(facts["architecture"], model.replace('-', "_"));
+        assert!(facts["parameters"]["total"].as_u64().unwrap() > 1000 && facts["run"].is_null(), "{facts}");
+    }
 }

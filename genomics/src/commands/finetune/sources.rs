@@ -7,6 +7,7 @@ use mamba_core::train::Console;
 use mamba_datasets::Fractions;
 use mamba_genomics::finetune::{FinetuneConfig, Kind, SplitConfig};
 use mamba_genomics::labelled::{LabelledSet, Parts, group_key, leaks, split};
+use serde::Serialize;
 use std::collections::HashSet;
 use std::path::Path;
 
@@ -15,6 +16,18 @@ pub(super) struct Data {
     pub(super) train: LabelledSet,
     valid: Option<LabelledSet>,
     test: Option<LabelledSet>,
+}
+
+/// Sequences that two parts share, on either strand.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(super) struct Leaks {
+    /// Of validation and test: those that training has too, before any was dropped.
+    valid: usize,
+    test: usize,
+    /// Of the test: those that validation has too.
+    valid_test: usize,
+    /// Of training: those that were removed.
+    dropped: usize,
 }
 
 /// Reads all files.
@@ -37,7 +50,12 @@ pub(super) fn read(args: &Args, cfg: &SplitConfig) -> Result<Data> {
 }
 
 /// Holds out what was not given; counts, or removes, what two parts share.
-pub(super) fn parts(data: Data, cfg: &FinetuneConfig, args: &Args, console: &Console) -> Result<Parts> {
+pub(super) fn parts(
+    data: Data,
+    cfg: &FinetuneConfig,
+    args: &Args,
+    console: &Console,
+) -> Result<(Parts, Leaks)> {
     let Data { train, valid, test } = data;
     let share = |given: &Option<LabelledSet>, share: f64| if given.is_some() { 0.0 } else { share };
     let held_out = Fractions { valid: share(&valid, cfg.data.valid), test: share(&test, cfg.data.test) };
@@ -48,8 +66,13 @@ pub(super) fn parts(data: Data, cfg: &FinetuneConfig, args: &Args, console: &Con
     };
     parts.valid = valid.unwrap_or(parts.valid);
     parts.test = test.unwrap_or(parts.test);
-    for (name, part) in [("validation", &parts.valid), ("test", &parts.test)] {
-        let n = leaks(&parts.train, part);
+    let mut found = Leaks {
+        valid: leaks(&parts.train, &parts.valid),
+        test: leaks(&parts.train, &parts.test),
+        valid_test: leaks(&parts.valid, &parts.test),
+        dropped: 0,
+    };
+    for (name, part, n) in [("validation", &parts.valid, found.valid), ("test", &parts.test, found.test)] {
         if n > 0 {
             let what = if args.drop_leaks {
                 "their copies in training are removed"
@@ -62,20 +85,22 @@ pub(super) fn parts(data: Data, cfg: &FinetuneConfig, args: &Args, console: &Con
             ));
         }
     }
-    let n = leaks(&parts.valid, &parts.test);
-    if n > 0 {
+    if found.valid_test > 0 {
         console.note(&format!(
-            "{n} of {} test sequences are among the validation sequences too",
+            "{} of {} test sequences are among the validation sequences too",
+            found.valid_test,
             parts.test.rows.len()
         ));
     }
     if args.drop_leaks {
         let held_out = parts.valid.rows.iter().chain(&parts.test.rows);
         let keys: HashSet<Vec<u8>> = held_out.map(|row| group_key(&row.ids)).collect();
+        let before = parts.train.rows.len();
         parts.train.rows.retain(|row| !keys.contains(&group_key(&row.ids)));
+        found.dropped = before - parts.train.rows.len();
         if parts.train.rows.is_empty() {
             return Err(Error::Config("--drop-leaks leaves nothing to train on".into()).into());
         }
     }
-    Ok(parts)
+    Ok((parts, found))
 }

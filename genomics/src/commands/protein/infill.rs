@@ -71,6 +71,9 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     if !(args.temperature >= 0.0 && args.temperature.is_finite()) {
         return Err(usage(format!("--temperature {}: expected 0 or more", args.temperature)).into());
     }
+    if args.samples == 0 || args.max_length == 0 {
+        return Err(usage("--samples and --max-length must be at least 1").into());
+    }
     let (scorer, config) =
         scorer(&args.checkpoint, &args.context, args.context_limit, &args.common, &device)?;
     let alphabet = config.alphabet();

@@ -1,7 +1,6 @@
 //! `protein train`.
 
 use super::print_scores;
-use crate::commands::embed::usage;
 use crate::commands::sequence_files;
 use anyhow::Result;
 use mamba_core::Params;
@@ -14,6 +13,7 @@ use mamba_genomics::protein::{MsaMambaConfig, ProtMambaConfig, ProteinConfig, Pr
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -99,10 +99,9 @@ fn run_as<M: Serialize + DeserializeOwned + Clone>(
     args.training.apply(&mut cfg.train);
     cfg.train.steps = args.steps.unwrap_or(cfg.train.steps);
     cfg.data.length = args.length.unwrap_or(cfg.data.length);
-    if cfg.train.batch_size == 0 {
-        return Err(usage("--batch must be at least 1").into());
-    }
+    cfg.train.validate()?;
     let model = config(cfg.model.clone());
+    model.validate()?;
 
     let mut console = Console::new(args.common.format, args.common.quiet);
     let proteins = reader::read_all(&sequence_files(&args.inputs)?, model.alphabet())?;
@@ -115,8 +114,8 @@ fn run_as<M: Serialize + DeserializeOwned + Clone>(
         data.duplicates
     ));
     let params = Params::fresh(cfg.train.seed, args.common.dtype(), &device);
-    let folder = args.training.folder(&args.out)?;
     let mut task = ProteinTraining::new(model, &cfg.train, &data, params)?;
+    let folder = args.training.folder(&args.out)?;
     console.note(&format!("{} parameters", task.params().count()));
     let settings = json!({ "protein": &cfg, "fasta": &args.inputs });
     let info = RunInfo::new("mamba-genomics", env!("CARGO_PKG_VERSION"), &device, cfg.train.seed, settings);
@@ -128,14 +127,16 @@ fn run_as<M: Serialize + DeserializeOwned + Clone>(
     let (best, _) = ProteinModel::load(&args.out, args.common.dtype(), &device)?;
     let score = data.score(&best, true, &device)?;
     let (frequencies, columns) = data.baselines(true)?;
+    let mut stdout = std::io::stdout().lock();
     if args.common.format == Format::Json {
-        println!("{}", json!({ "test": score, "frequencies": frequencies, "column_frequencies": columns }));
+        let table = json!({ "test": score, "frequencies": frequencies, "column_frequencies": columns });
+        writeln!(stdout, "{table}")?;
         return Ok(ExitCode::SUCCESS);
     }
-    println!("held-out proteins: {test_n}, {} residues scored", score.residues);
+    writeln!(stdout, "held-out proteins: {test_n}, {} residues scored", score.residues)?;
     let mut rows = vec![("model", &score), ("frequencies", &frequencies)];
     rows.extend(columns.as_ref().map(|columns| ("column frequencies", columns)));
-    print_scores(&rows);
+    print_scores(&mut stdout, &rows)?;
     console.note(&format!(
         "run in {out}: model, metrics, {out}/loss.svg\nnext: mamba-genomics protein score proteins.fa --checkpoint {out} --out scores.tsv",
         out = args.out.display()
