@@ -93,12 +93,32 @@ impl From<Error> for candle_core::Error {
     }
 }
 
+/// Tensors that a message names of each kind; all are in the error.
+const SHOWN: usize = 6;
+
 fn describe_tensors(missing: &[String], unexpected: &[String]) -> String {
     let list = |what: &str, names: &[String]| match names.len() {
         0 => None,
-        n => Some(format!("{n} {what} tensor{}: {}", if n == 1 { "" } else { "s" }, names.join(", "))),
+        n => {
+            let shown = names[..n.min(SHOWN)].join(", ");
+            let more = if n > SHOWN { format!(" and {} more", n - SHOWN) } else { String::new() };
+            Some(format!("{n} {what} tensor{}: {shown}{more}", if n == 1 { "" } else { "s" }))
+        }
     };
     let parts: Vec<String> =
         [list("missing", missing), list("unexpected", unexpected)].into_iter().flatten().collect();
     format!("checkpoint does not fit the model: {}", parts.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_names_a_few_of_many_tensors() {
+        let missing: Vec<String> = (0..SHOWN + 2).map(|i| format!("layer.{i}")).collect();
+        let message = Error::Tensors { missing, unexpected: vec!["x".into()] }.to_string();
+        assert!(message.contains("8 missing tensors: layer.0, layer.1"), "{message}");
+        assert!(message.ends_with("layer.5 and 2 more; 1 unexpected tensor: x"), "{message}");
+    }
 }

@@ -312,3 +312,18 @@ fn a_training_is_told_sentences() {
     let command = command.arg("ground").arg(&file).arg("--checkpoint").arg(&run).args(place);
     command.args(["--text", "a person walks", "--format", "json"]).assert().success();
 }
+
+#[cfg(unix)]
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    train(&run, "--parts evaluator");
+    for command in [format!("info {}", run.display()), "completions bash".into()] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_mamba-motion"));
+        let output = program.args(command.split_whitespace()).stdout(writer).output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{command}: {output:?}");
+    }
+}

@@ -307,3 +307,15 @@ fn data_sets_are_folders_by_name() {
     }
     speech(&format!("{train} vctk-excerpt --steps 1 {TINY}"), dir).assert().success();
 }
+
+#[cfg(unix)]
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    for command in ["info", "completions bash"] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_mamba-speech"));
+        let output = program.args(command.split_whitespace()).stdout(writer).output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{command}: {output:?}");
+    }
+}

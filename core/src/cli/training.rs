@@ -1,6 +1,7 @@
 //! What commands that train share: flags, the run folder, the end of an interrupted run.
 
 use super::{HintExt, INTERRUPTED, SettingsArgs};
+use crate::Error;
 use crate::run_folder::RunFolder;
 use crate::train::{Console, TrainConfig};
 use std::path::Path;
@@ -49,7 +50,10 @@ impl TrainingArgs {
 pub fn open_run(out: &Path, resume: bool) -> anyhow::Result<RunFolder> {
     match resume {
         true => Ok(RunFolder::resume(out)?),
-        false => RunFolder::create(out).hint("--resume goes on with it"),
+        false => match RunFolder::create(out) {
+            Err(taken @ Error::RunFolder { .. }) => Err(taken).hint("--resume goes on with it"),
+            other => Ok(other?),
+        },
     }
 }
 

@@ -13,6 +13,7 @@ use mamba_motion::run::{
     DENOISER, EVALUATOR, GROUNDING, Generator, PEER, STREAM, SampleOptions, Shared, open_evaluator,
 };
 use mamba_motion::stream::StreamGenerator;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -95,7 +96,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         return Err(mamba_core::Error::Config(message)).hint("train --parts evaluator --resume adds one");
     }
     if args.common.format == Format::Json {
-        println!("{}", serde_json::Value::Object(report));
+        writeln!(std::io::stdout(), "{}", serde_json::Value::Object(report))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -139,7 +140,7 @@ fn generation(
         progress.finish();
     }
     if args.common.format == Format::Human {
-        print_table(&rows);
+        print_table(&rows)?;
     }
     let figures: serde_json::Map<_, _> = rows
         .iter()
@@ -161,24 +162,26 @@ fn grounding(args: &Args, data: &MotionData, device: &Device) -> Result<serde_js
     let row = model.evaluate(&clips, args.questions as usize, args.sampling.seed, || progress.inc(1))?;
     progress.finish();
     if args.common.format == Format::Human {
-        println!("grounding, {} long motions of {role} clips", args.questions);
+        writeln!(std::io::stdout(), "grounding, {} long motions of {role} clips", args.questions)?;
         for (name, figure) in &row {
-            println!("{name:<24}{:>10.4} ± {:.4}", figure.mean, figure.interval);
+            writeln!(std::io::stdout(), "{name:<24}{:>10.4} ± {:.4}", figure.mean, figure.interval)?;
         }
     }
     Ok(serde_json::json!({ "role": role, "questions": args.questions, "figures": row }))
 }
 
 /// A line for each figure, a column for each kind of motions.
-fn print_table(rows: &[(&str, Row)]) {
+fn print_table(rows: &[(&str, Row)]) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
     let names: String = rows.iter().map(|(name, _)| format!("{name:>20}")).collect();
-    println!("{:<18}{names}", "");
+    writeln!(out, "{:<18}{names}", "")?;
     for figure in FIGURES {
         let cell = |(_, row): &(&str, Row)| match row.get(figure) {
             Some(f) if f.interval > 0.0 => format!("{:>20}", format!("{:.4} ± {:.4}", f.mean, f.interval)),
             Some(f) => format!("{:>20.4}", f.mean),
             None => format!("{:>20}", "-"),
         };
-        println!("{figure:<18}{}", rows.iter().map(cell).collect::<String>());
+        writeln!(out, "{figure:<18}{}", rows.iter().map(cell).collect::<String>())?;
     }
+    Ok(())
 }

@@ -15,6 +15,7 @@ use mamba_motion::skeleton::{N_JOINTS, Pose};
 use mamba_motion::stream::{Piece, StreamGenerator, land};
 use mamba_motion::viewer::{self, Named};
 use mamba_motion::{cleanup, picture, rig};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -369,10 +370,11 @@ fn write(args: &Args, made: &[Made]) -> Result<()> {
         if args.common.format == Format::Json {
             let file = args.out.join(format!("{}.bvh", made.name));
             let kept = made.kept.iter().filter(|&&kept| kept).count();
-            println!(
+            writeln!(
+                std::io::stdout(),
                 "{}",
                 serde_json::json!({ "name": made.name, "frames": poses.len(), "kept": kept, "bvh": file })
-            );
+            )?;
         }
         shown.push((made.name.clone(), poses));
     }

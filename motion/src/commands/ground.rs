@@ -7,6 +7,7 @@ use mamba_motion::dataset::frames_of_file;
 use mamba_motion::features::FPS;
 use mamba_motion::grounding::GroundingModel;
 use mamba_motion::run::GROUNDING;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -77,15 +78,21 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
                         })
                         .collect();
                     let length = seconds(motion.len());
-                    println!(
+                    writeln!(
+                        std::io::stdout(),
                         "{}",
                         serde_json::json!({ "file": path, "asked": what, "seconds": length, "segments": segments })
-                    );
+                    )?;
                 }
                 Format::Human => {
                     for found in &found {
                         let (start, end) = (seconds(found.frames.start), seconds(found.frames.end));
-                        println!("{}\t{what}\t{start:.2}\t{end:.2}\t{:.3}", path.display(), found.score);
+                        writeln!(
+                            std::io::stdout(),
+                            "{}\t{what}\t{start:.2}\t{end:.2}\t{:.3}",
+                            path.display(),
+                            found.score
+                        )?;
                     }
                     if found.is_empty() {
                         eprintln!("{}: {what:?} is not found", path.display());

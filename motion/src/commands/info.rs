@@ -6,6 +6,7 @@ use mamba_core::run_folder::{Record, RunFolder, RunInfo};
 use mamba_core::{checkpoint, progress::short};
 use mamba_motion::run::{DENOISER, EVALUATOR, GROUNDING, PEER, STREAM, Shared, VAE};
 use serde_json::{Value, json};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -30,23 +31,25 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         .filter(|name| args.checkpoint.join(name).join(checkpoint::WEIGHTS).exists())
         .map(|name| Ok((name, part(&args.checkpoint.join(name))?)));
     let parts: Vec<(&str, Value)> = parts.collect::<Result<_>>()?;
+    let mut out = std::io::stdout().lock();
     if args.common.format == Format::Json {
         let parts: serde_json::Map<_, _> =
             parts.into_iter().map(|(name, part)| (name.to_string(), part)).collect();
-        println!(
+        writeln!(
+            out,
             "{}",
             json!({ "labels": shared.groups, "text_encoder": shared.text.map(|text| text.folder),
             "data": shared.data, "parts": parts })
-        );
+        )?;
         return Ok(ExitCode::SUCCESS);
     }
-    println!("{:<12} {}", "run", args.checkpoint.display());
-    println!("{:<12} sha256 {}", "clips", shared.data);
+    writeln!(out, "{:<12} {}", "run", args.checkpoint.display())?;
+    writeln!(out, "{:<12} sha256 {}", "clips", shared.data)?;
     for group in &shared.groups {
-        println!("{:<12} {}", group.name, group.values.join(", "));
+        writeln!(out, "{:<12} {}", group.name, group.values.join(", "))?;
     }
     if let Some(text) = &shared.text {
-        println!("{:<12} told by {}", "sentences", text.folder.display());
+        writeln!(out, "{:<12} told by {}", "sentences", text.folder.display())?;
     }
     for (name, part) in &parts {
         let count = part["parameters"].as_u64().unwrap_or(0);
@@ -56,7 +59,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             Some(best) => format!(", best {}", Value::Object(best.clone())),
             None => String::new(),
         };
-        println!("{name:<12} {} parameters, {steps} steps, {outcome}{best}", short(count as f64));
+        writeln!(out, "{name:<12} {} parameters, {steps} steps, {outcome}{best}", short(count as f64))?;
     }
     Ok(ExitCode::SUCCESS)
 }

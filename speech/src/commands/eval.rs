@@ -7,6 +7,7 @@ use mamba_core::cli::{CommonArgs, Format};
 use mamba_speech::SeMambaCheckpoint;
 use mamba_speech::audio::read_mono;
 use mamba_speech::metrics::score;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -56,7 +57,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     progress.finish();
     let (before, after) = (ScoreTable { rows: before }, ScoreTable { rows: after });
     if args.common.format == Format::Human {
-        println!("noisy\n{}\nenhanced", before.human());
+        writeln!(std::io::stdout(), "noisy\n{}\nenhanced", before.human())?;
     }
     print(&after, args.csv.as_deref(), args.common.format)?;
     Ok(ExitCode::SUCCESS)

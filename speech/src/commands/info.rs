@@ -9,6 +9,7 @@ use mamba_speech::separation::SeparatorConfig;
 use mamba_speech::tagging::TaggerConfig;
 use mamba_speech::{Config, SeMambaCheckpoint, SeparatorCheckpoint, TaggerCheckpoint};
 use serde_json::json;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -95,32 +96,38 @@ fn print<C: ModelConfig>(
     let parameters: usize = parts.values().sum();
     let run = path.and_then(|path| std::fs::read(path.join("run.json")).ok());
     let run: Option<RunInfo> = run.map(|text| serde_json::from_slice(&text)).transpose()?;
+    let mut out = std::io::stdout().lock();
     if format == Format::Json {
-        println!(
+        writeln!(
+            out,
             "{}",
             json!({
                 "path": checkpoint.path(), "config": checkpoint.config(), "parameters": parameters,
                 "parts": parts, "files": checkpoint.files(), "hash": checkpoint.hash()?, "run": run,
             })
-        );
+        )?;
         return Ok(ExitCode::SUCCESS);
     }
-    println!("{}", checkpoint.path().display());
+    writeln!(out, "{}", checkpoint.path().display())?;
     for line in about {
-        println!("  {line}");
+        writeln!(out, "  {line}")?;
     }
-    println!("  {parameters} parameters");
+    writeln!(out, "  {parameters} parameters")?;
     for (part, n) in &parts {
-        println!("    {part:<16}{n:>10}");
+        writeln!(out, "    {part:<16}{n:>10}")?;
     }
     for file in checkpoint.files() {
-        println!("  {} {} bytes, sha256 {}", file.name, file.bytes, file.sha256);
+        writeln!(out, "  {} {} bytes, sha256 {}", file.name, file.bytes, file.sha256)?;
     }
     if let Some(run) = run {
-        println!("  trained by {} {}, seed {}, from {}", run.program, run.version, run.seed, run.started);
+        writeln!(
+            out,
+            "  trained by {} {}, seed {}, from {}",
+            run.program, run.version, run.seed, run.started
+        )?;
     }
     if let Some(card) = checkpoint.card() {
-        println!("\n{card}");
+        writeln!(out, "\n{card}")?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -6,6 +6,7 @@ use mamba_core::train::Stop;
 use mamba_datasets::job::Shard;
 use mamba_speech::audio::files_in;
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -115,7 +116,7 @@ pub(crate) fn batch(
         "seconds": totals.seconds, "real_time_factor": totals.real_time_factor(),
     });
     match common.format {
-        Format::Json => println!("{summary}"),
+        Format::Json => writeln!(std::io::stdout(), "{summary}")?,
         Format::Human if ours.len() > 1 && !common.quiet => {
             eprintln!(
                 "{} written, {finished} already there, {failed} failed; {}",

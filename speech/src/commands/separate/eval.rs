@@ -9,6 +9,7 @@ use mamba_speech::separation::{Mixture, Part, Separated, SeparationConfig, Talk,
 use mamba_speech::{Error, SeparatorCheckpoint};
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -93,23 +94,26 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
         names.sort();
         pairs.entry(names.join(" + ")).or_default().push(score);
     }
+    let mut out = std::io::stdout().lock();
     if args.common.format == Format::Json {
         let (before, after, gain) = figures(&all);
-        println!(
+        writeln!(
+            out,
             "{}",
             json!({
                 "mixtures": scores, "mean": { "mixture_si_sdr_db": before, "si_sdr_db": after, "improvement_db": gain },
             })
-        );
+        )?;
         return Ok(ExitCode::SUCCESS);
     }
-    println!(
+    writeln!(
+        out,
         "{:<24} {:>8} {:>14} {:>14} {:>14}",
         "talkers", "mixtures", "mixture dB", "separated dB", "improvement dB"
-    );
+    )?;
     for (name, these) in pairs.iter().map(|(n, s)| (n.as_str(), s)).chain([("mean", &all)]) {
         let (before, after, gain) = figures(these);
-        println!("{name:<24} {:>8} {before:>14.2} {after:>14.2} {gain:>14.2}", these.len());
+        writeln!(out, "{name:<24} {:>8} {before:>14.2} {after:>14.2} {gain:>14.2}", these.len())?;
     }
     Ok(ExitCode::SUCCESS)
 }

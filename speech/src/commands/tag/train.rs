@@ -17,6 +17,7 @@ use mamba_speech::tagging::{
 };
 use mamba_speech::{audio, sample};
 use serde_json::{Value, json};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -221,11 +222,11 @@ impl Run<'_> {
         };
         let out = self.args.out.display();
         match self.args.common.format {
-            Format::Json => println!("{}", trained.json()),
+            Format::Json => writeln!(std::io::stdout(), "{}", trained.json())?,
             Format::Human => {
                 for (name, confusion) in [("model", &trained.model), ("baseline", &trained.baseline)] {
                     if let Some(confusion) = confusion {
-                        println!("{name}: {}", report::human(confusion));
+                        writeln!(std::io::stdout(), "{name}: {}", report::human(confusion))?;
                     }
                 }
             }
@@ -292,20 +293,25 @@ impl Run<'_> {
         });
         checkpoint::write_json(&self.args.out.join("folds.json"), &summary)?;
         if self.args.common.format == Format::Json {
-            println!("{summary}");
+            writeln!(std::io::stdout(), "{summary}")?;
             return Ok(ExitCode::SUCCESS);
         }
-        println!("{:<16} {:>6} {:>10} {:>10}", "held out", "clips", "model", "baseline");
+        writeln!(std::io::stdout(), "{:<16} {:>6} {:>10} {:>10}", "held out", "clips", "model", "baseline")?;
         let cell = |confusion: &Option<Confusion>| {
             confusion.as_ref().map_or("-".into(), |c| format!("{:.3}", c.accuracy()))
         };
         for (name, trained) in &results {
             let clips = trained.model.as_ref().map_or(0, Confusion::clips);
-            println!("{name:<16} {clips:>6} {:>10} {:>10}", cell(&trained.model), cell(&trained.baseline));
+            writeln!(
+                std::io::stdout(),
+                "{name:<16} {clips:>6} {:>10} {:>10}",
+                cell(&trained.model),
+                cell(&trained.baseline)
+            )?;
         }
         let cells = means
             .map(|(_, m)| m.map_or("-".into(), |(mean, deviation)| format!("{mean:.3} ± {deviation:.3}")));
-        println!("{:<16} {:>6} {:>10} {:>10}", "mean", "", cells[0], cells[1]);
+        writeln!(std::io::stdout(), "{:<16} {:>6} {:>10} {:>10}", "mean", "", cells[0], cells[1])?;
         Ok(ExitCode::SUCCESS)
     }
 
