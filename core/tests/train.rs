@@ -115,6 +115,25 @@ fn another_model_seed_or_data_is_refused_by_name() {
 }
 
 #[test]
+fn a_run_that_may_not_go_on_keeps_its_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = RunFolder::create(dir.path()).unwrap();
+    let record = |seed: u64| {
+        let mut config = config(4);
+        config.seed = seed;
+        let mut task = Perceptron::new(&config, 16).unwrap();
+        let settings = serde_json::json!({ "seed": seed });
+        let info = RunInfo::new("mamba-test", "1.2.3", &candle_core::Device::Cpu, seed, settings);
+        let (mut console, stop) = (mamba_core::train::Console::silent(), Stop::new());
+        mamba_core::train::run_recorded(&mut task, &config, &folder, info, &mut console, &stop)
+    };
+    record(11).unwrap();
+    let before = std::fs::read(dir.path().join("run.json")).unwrap();
+    assert!(record(12).unwrap_err().to_string().contains("train.seed"));
+    assert_eq!(std::fs::read(dir.path().join("run.json")).unwrap(), before);
+}
+
+#[test]
 fn a_loss_that_is_nan_stops_the_run_and_overwrites_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let mut task = Perceptron::new(&config(40), 16).unwrap();

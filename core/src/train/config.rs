@@ -94,7 +94,7 @@ impl TrainConfig {
     pub fn validate(&self) -> Result<()> {
         let unit = |x: f64| (0.0..1.0).contains(&x);
         let positive = |x: f64| x > 0.0 && x.is_finite();
-        let rules: [(&str, bool, &str); 14] = [
+        let rules: [(&str, bool, &str); 15] = [
             ("steps", self.steps > 0, "at least 1"),
             ("batch_size", self.batch_size > 0, "at least 1"),
             ("accumulate", self.accumulate > 0, "at least 1"),
@@ -105,6 +105,7 @@ impl TrainConfig {
             ("weight_decay", self.weight_decay >= 0.0 && self.weight_decay.is_finite(), "at least 0"),
             ("clip", self.clip.is_none_or(positive), "above 0, or null"),
             ("ema", self.ema.is_none_or(unit), "at least 0 and below 1, or null"),
+            ("patience", self.patience != Some(0), "at least 1, or null"),
             ("eval_every", self.eval_every > 0, "at least 1"),
             ("save_every", self.save_every > 0, "at least 1"),
             ("log_every", self.log_every > 0, "at least 1"),
@@ -114,6 +115,8 @@ impl TrainConfig {
             None => Ok(()),
             Some((key, _, rule)) => {
                 let value = serde_json::to_value(self).map_err(Error::other)?[*key].clone();
+                // null breaks no rule, but JSON has no other word for what is no number
+                let value = if value.is_null() { "not a finite number".into() } else { value.to_string() };
                 Err(Error::Config(format!("{key} is {value}, must be {rule}")))
             }
         }
@@ -144,6 +147,18 @@ mod tests {
             config.validate().unwrap_err().to_string(),
             "betas is [0.9,1.0], must be each at least 0 and below 1"
         );
+        for (config, message) in [
+            (
+                TrainConfig { learning_rate: f64::NAN, ..Default::default() },
+                "learning_rate is not a finite number, must be above 0",
+            ),
+            (
+                TrainConfig { patience: Some(0), ..Default::default() },
+                "patience is 0, must be at least 1, or null",
+            ),
+        ] {
+            assert_eq!(config.validate().unwrap_err().to_string(), message);
+        }
         assert!(TrainConfig::default().validate().is_ok());
     }
 }

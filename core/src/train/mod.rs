@@ -177,8 +177,11 @@ pub fn run_recorded(
     console: &mut Console,
     stop: &Stop,
 ) -> Result<Option<Report>> {
+    config.validate()?;
+    let run = Run::open(task, config, folder)?;
+    // not before: a run that may not go on keeps its record
     folder.save_info(&info)?;
-    let report = run(task, config, folder, console, stop)?;
+    let report = drive(run, task, config, console, stop)?;
     info.finish(&format!("{:?}", report.outcome), report.step);
     folder.save_info(&info)?;
     Ok((report.outcome != Outcome::Interrupted).then_some(report))
@@ -193,8 +196,18 @@ pub fn run(
     stop: &Stop,
 ) -> Result<Report> {
     config.validate()?;
+    drive(Run::open(task, config, folder)?, task, config, console, stop)
+}
+
+/// Trains from where the run stands.
+fn drive(
+    mut run: Run<'_>,
+    task: &mut dyn Task,
+    config: &TrainConfig,
+    console: &mut Console,
+    stop: &Stop,
+) -> Result<Report> {
     let (schedule, device) = (config.schedule(), task.params().device().clone());
-    let mut run = Run::open(task, config, folder)?;
     let clock = Instant::now();
     let (seconds_before, mut last_line, mut items) = (run.state.seconds, Instant::now(), 0);
     console.start(run.state.step, config.steps, task.unit());
