@@ -12,6 +12,12 @@ pub enum Ids {
     Text(Vec<String>),
 }
 
+impl Default for Ids {
+    fn default() -> Self {
+        Self::Int(Vec::new())
+    }
+}
+
 /// One id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Id<'a> {

@@ -138,11 +138,17 @@ impl Recommender {
         match &self.model {
             Model::Mamba4Rec(model) => Ok(model),
             other => {
-                let (name, why) = match other.is_causal() {
-                    true => (other.name(), "keeps no state of constant size"),
-                    false => (other.name(), "reads every history in both directions, so that none can go on"),
+                let why = match other {
+                    Model::RecMamba(_) => {
+                        "numbers the positions of a history, so that none goes on past the last"
+                    }
+                    Model::EchoMamba4Rec(_) => {
+                        "reads every history in both directions, so that none can go on"
+                    }
+                    _ => "keeps no state of constant size",
                 };
-                Err(mamba_core::Error::Config(format!("{name} {why}; states need mamba4rec")))
+                let problem = format!("{} {why}; states need mamba4rec", other.name());
+                Err(mamba_core::Error::Config(problem))
             }
         }
     }

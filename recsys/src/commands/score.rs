@@ -10,11 +10,12 @@ use mamba_datasets::job::arrow_array::RecordBatch;
 use mamba_datasets::job::arrow_schema::SchemaRef;
 use mamba_datasets::job::{self, Claimed, Fingerprint, Job, Manifest, Part, PartWriter, Shard};
 use mamba_recsys::data::files_of;
-use mamba_recsys::score::state::{self, Continued, Memory, StateIn};
+use mamba_recsys::score::state::{Continued, Memory, StateIn, StateOut};
 use mamba_recsys::score::users::{Counts, OwnedId, Parts, User};
 use mamba_recsys::score::{Cold, ScoreConfig, Scorer, schema, to_rows, top_k_rows};
 use mamba_recsys::{Id, RecCheckpoint};
 use serde_json::json;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -24,6 +25,13 @@ const PROGRAM: &str = "mamba-recsys score";
 const PART_BYTES: u64 = 16 << 20;
 /// Users that are scored between two looks at progress and Ctrl-C.
 const USERS: usize = 2048;
+/// Counts in the manifests of outputs.
+const USERS_SCORED: &str = "users";
+const COLD_USERS: &str = "cold_users";
+const EVENTS: &str = "events";
+const UNKNOWN_ITEMS: &str = "unknown_items";
+const CANDIDATES: &str = "candidates";
+const UNKNOWN_CANDIDATES: &str = "unknown_candidates";
 
 #[derive(clap::Args)]
 #[command(after_long_help = "\
@@ -31,12 +39,13 @@ In: one event in a row (user, item, perhaps a time), or one user in a row (Parqu
 with a line per user). A user's events may lie in any file, in any order. Out: rows of user, rank, item, score, with the
 ids as they came in; without times, events count in the order of the files.
 
-A directory as --out takes one part after the other; a rerun skips parts that are finished, and refuses those made from
-other events, another checkpoint or other settings. The same input and checkpoint give the same rows, whatever the
+A directory as --out takes one part after the other; a rerun skips parts that are finished, with their states where these
+are asked for, and refuses those made from other events, another checkpoint or other settings. The same input and checkpoint give the same rows, whatever the
 threads and shards.
 
 With --state-in or --state-out the model reads the whole history, not its last items only, and a later job only the new
-events: it gives rows for the users of these events.
+events: it gives rows for the users of these events. A folder of states can be read from once all its parts are there,
+those of every shard.
 
 Examples:
   mamba-recsys score --checkpoint runs/shop --data events/ --out recommendations.parquet --exclude-seen
@@ -56,7 +65,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
 
-    /// Replace output that was made from something else
+    /// Replace output and states that were made from something else
     #[arg(long)]
     overwrite: bool,
 
@@ -129,24 +138,69 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             args.out.display()
         ));
     }
+    check_places(&args, directory)?;
     let checkpoint = RecCheckpoint::open(&args.checkpoint).hint("train one with `mamba-recsys train`")?;
     let mut work = Work::new(&args, &checkpoint, &device, directory)?;
     let finished = work.run(&Stop::on_signals()?);
     let done = finished.map_err(with_overwrite_hint)?;
-    report(&args, &done, started);
+    report(&args, &done, directory, started)?;
     Ok(ExitCode::from(if done.interrupted { mamba_core::cli::INTERRUPTED } else { 0 }))
 }
 
-/// What came of a run.
+/// Refuses what could not be written, before anything is read.
+fn check_places(args: &Args, directory: bool) -> Result<()> {
+    let usage = |message: String| Err(Error::Config(message).into());
+    let out = args.out.display();
+    if directory && args.out.is_file() {
+        return usage(format!("--out {out}: a file; one for results ends in .parquet, .csv or .tsv"));
+    }
+    if !directory {
+        let format = job::Format::from_path(&args.out);
+        if !matches!(format, Ok(job::Format::Parquet | job::Format::Csv | job::Format::Tsv)) {
+            return usage(format!("--out {out}: a file's name ends in .parquet, .csv or .tsv"));
+        }
+        let folder = folder_of(&args.out);
+        if !folder.is_dir() {
+            return usage(format!("--out {out}: there is no folder {}", folder.display()));
+        }
+    }
+    // A folder that does not exist is none that can be read from.
+    let Some(Ok(state_out)) = args.state_out.as_ref().map(std::fs::canonicalize) else { return Ok(()) };
+    for folder in &args.state_in {
+        if std::fs::canonicalize(folder).is_ok_and(|state_in| state_in == state_out) {
+            return usage(format!(
+                "--state-out {} is the folder of --state-in {}: states of users without new events would be lost, \
+                 and a rerun would count events twice; give it a folder of its own",
+                args.state_out.as_deref().unwrap_or(folder).display(),
+                folder.display()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The folder that a file stands in.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// What came of a run: figures of all its output, also of what was finished before.
 #[derive(Default)]
 struct Done {
     users: u64,
     rows: u64,
     cold: u64,
     counts: Counts,
+    unknown_candidate: Option<String>,
     written: usize,
     finished: usize,
     others: usize,
+    /// Parts whose states were written.
+    states: usize,
+    /// Parts whose states are still to be made.
+    states_missing: usize,
+    /// Users scored now.
+    scored: u64,
     scoring_seconds: f64,
     interrupted: bool,
 }
@@ -163,6 +217,7 @@ struct Work<'a> {
     job: Job,
     shard: Shard,
     state_in: Option<StateIn>,
+    state_out: Option<StateOut>,
 }
 
 impl<'a> Work<'a> {
@@ -178,14 +233,20 @@ impl<'a> Work<'a> {
         let events = files(&args.log.paths()?)?;
         let candidates = files(args.candidates.as_slice())?;
         let mut allowed: Option<Vec<u32>> =
-            args.filter.as_deref().map(|path| item_list(path, checkpoint)).transpose()?;
+            args.filter.as_deref().map(|path| item_list(path, checkpoint, args)).transpose()?;
         if let Some(path) = &args.block {
-            let blocked: std::collections::HashSet<u32> = item_list(path, checkpoint)?.into_iter().collect();
+            let blocked: std::collections::HashSet<u32> =
+                item_list(path, checkpoint, args)?.into_iter().collect();
             let all = allowed.unwrap_or_else(|| (1..checkpoint.config().n_items as u32).collect());
             allowed = Some(all.into_iter().filter(|item| !blocked.contains(item)).collect());
         }
         if allowed.as_ref().is_some_and(Vec::is_empty) {
             return Err(Error::Config("--filter and --block leave no item to recommend".into()).into());
+        }
+        let config = ScoreConfig { k: args.top_k, exclude_seen: args.exclude_seen, cold: args.cold_users };
+        let scorer = Scorer::new(checkpoint, config.clone(), allowed.clone(), args.max_length, device)?;
+        if args.state_out.is_some() || !args.state_in.is_empty() {
+            scorer.keeps_state()?;
         }
         let size = |path: &PathBuf| {
             let bytes = path.metadata().map(|meta| meta.len()).unwrap_or(0);
@@ -202,7 +263,6 @@ impl<'a> Work<'a> {
         let asked = state_in.as_ref().map(StateIn::parts).or(args.parts.map(usize::from));
         let parts = asked.unwrap_or(bytes.div_ceil(PART_BYTES).clamp(1, 4096) as usize);
 
-        let config = ScoreConfig { k: args.top_k, exclude_seen: args.exclude_seen, cold: args.cold_users };
         let mut fingerprint = Fingerprint::new();
         for path in events.iter().chain(&candidates) {
             fingerprint.add_input(path)?;
@@ -216,27 +276,43 @@ impl<'a> Work<'a> {
                 "state": args.state_out.is_some() || state_in.is_some(), "state_in": digest_of(&args.state_in)?,
                 "allowed": allowed.as_ref().map(|items| job::sha256(format!("{items:?}").as_bytes())),
             }))?;
-        let scorer = Scorer::new(checkpoint, config, allowed, args.max_length, device)?;
-        let job = Job::new(PROGRAM, fingerprint).overwrite(args.overwrite);
         let shard = args.shard.unwrap_or_default();
-        Ok(Self { args, checkpoint, scorer, events, candidates, parts, directory, job, shard, state_in })
+        let states = |folder: &PathBuf| {
+            let digest = fingerprint.digest();
+            StateOut::open(folder, checkpoint, parts, &digest, args.overwrite, |part| shard.owns(part))
+        };
+        let state_out = args.state_out.as_ref().map(states).transpose()?;
+        let job = Job::new(PROGRAM, fingerprint).overwrite(args.overwrite);
+        Ok(Self {
+            args,
+            checkpoint,
+            scorer,
+            events,
+            candidates,
+            parts,
+            directory,
+            job,
+            shard,
+            state_in,
+            state_out,
+        })
     }
 
     fn run(&mut self, stop: &Stop) -> Result<Done> {
         let mut done = Done::default();
         let wanted = self.wanted(&mut done)?;
-        if wanted.is_empty() {
-            return Ok(done);
+        if !wanted.is_empty() {
+            self.make(wanted, stop, &mut done)?;
         }
-        let folder = match self.directory {
-            true => self.args.out.as_path(),
-            false => self
-                .args
-                .out
-                .parent()
-                .filter(|folder| !folder.as_os_str().is_empty())
-                .unwrap_or(Path::new(".")),
-        };
+        if let Some(states) = &self.state_out {
+            done.states_missing = states.finish()?;
+        }
+        Ok(done)
+    }
+
+    /// Makes these parts: rows where they are not finished, and states where these are asked for.
+    fn make(&self, wanted: Vec<usize>, stop: &Stop, done: &mut Done) -> Result<()> {
+        let folder = if self.directory { &self.args.out } else { folder_of(&self.args.out) };
         let mut parts = Parts::new(self.parts, folder, |part| wanted.contains(&part))?;
         let mut progress =
             self.args.common.progress(Some((self.events.len() + self.candidates.len()) as u64), "files");
@@ -244,50 +320,56 @@ impl<'a> Work<'a> {
             parts.add_events(path, &self.args.log.options(), self.checkpoint.items()).map_err(with_hint)?;
             progress.inc(1);
         }
+        if parts.is_empty() {
+            let names: Vec<String> = self.events.iter().map(|path| path.display().to_string()).collect();
+            let problem = format!("there are no events in {}", names.join(", "));
+            return Err(mamba_recsys::Error::Empty(problem).into());
+        }
         for path in &self.candidates {
-            parts.add_candidates(path, &self.args.log.options()).map_err(with_hint)?;
+            parts
+                .add_candidates(path, &self.args.log.options(), self.checkpoint.items())
+                .map_err(with_hint)?;
             progress.inc(1);
         }
         progress.finish();
+        done.unknown_candidate =
+            parts.unknown_candidate().map(|(path, item)| format!("{item:?} in {}", path.display()));
 
-        if let Some(folder) = &self.args.state_out {
-            state::start(folder, self.checkpoint, self.parts)?;
-        }
         let schema = schema(parts.users_are_text(), self.checkpoint.items());
         let mut progress = self.args.common.progress(Some(parts.about_users()), "users");
         let clock = Instant::now();
         if self.directory {
             let directory = self.job.directory(&self.args.out, job::Format::Parquet, self.shard)?;
             for part in wanted {
-                if let Part::Open(mut writer) = directory.part(part, &schema)? {
-                    if !self.part(&mut parts, part, &mut writer, &mut progress, &mut done, stop)? {
-                        break;
-                    }
-                    finish(writer, &mut done)?;
+                let mut writer = writer_of(directory.part(part, &schema)?);
+                if !self.part(&mut parts, part, writer.as_mut(), &mut progress, done, stop)? {
+                    break;
                 }
+                finish(writer, done)?;
             }
-        } else if let Part::Open(mut writer) = self.job.file(&self.args.out, &schema)? {
+        } else {
+            let mut writer = writer_of(self.job.file(&self.args.out, &schema)?);
             for part in wanted {
-                if !self.part(&mut parts, part, &mut writer, &mut progress, &mut done, stop)? {
+                if !self.part(&mut parts, part, writer.as_mut(), &mut progress, done, stop)? {
                     break;
                 }
             }
             if !done.interrupted {
-                finish(writer, &mut done)?;
+                finish(writer, done)?;
             }
         }
         done.scoring_seconds = clock.elapsed().as_secs_f64();
         progress.finish();
-        Ok(done)
+        Ok(())
     }
 
-    /// The parts that are still to be made.
+    /// The parts of which rows, or states that are asked for, are still to be made.
     fn wanted(&self, done: &mut Done) -> Result<Vec<usize>> {
         if !self.directory {
             return Ok(match self.job.claim(&self.args.out, &[], None)? {
                 Claimed::Finished(manifest) => {
                     done.count_finished(&manifest);
-                    Vec::new()
+                    (0..self.parts).filter(|&part| self.lacks_states(part)).collect()
                 }
                 Claimed::Open(_) => (0..self.parts).collect(),
             });
@@ -300,19 +382,28 @@ impl<'a> Work<'a> {
                 continue;
             }
             match self.job.claim(&directory.path(part), &[], Some(part))? {
-                Claimed::Finished(manifest) => done.count_finished(&manifest),
+                Claimed::Finished(manifest) => {
+                    done.count_finished(&manifest);
+                    if self.lacks_states(part) {
+                        wanted.push(part);
+                    }
+                }
                 Claimed::Open(_) => wanted.push(part),
             }
         }
         Ok(wanted)
     }
 
-    /// Scores the users of a part; false if it was stopped before the end.
+    fn lacks_states(&self, part: usize) -> bool {
+        self.state_out.as_ref().is_some_and(|states| !states.has(part))
+    }
+
+    /// Scores the users of a part, whose rows are written where there is a writer; false if it was stopped before the end.
     fn part(
         &self,
         parts: &mut Parts,
         part: usize,
-        writer: &mut PartWriter,
+        mut writer: Option<&mut PartWriter>,
         progress: &mut Progress,
         done: &mut Done,
         stop: &Stop,
@@ -330,8 +421,9 @@ impl<'a> Work<'a> {
             users.retain(|user| user.candidates.is_some());
         }
         let schema = schema(parts.users_are_text(), self.checkpoint.items());
-        let stateful = self.args.state_out.is_some() || self.state_in.is_some();
+        let stateful = self.state_out.is_some() || self.state_in.is_some();
         let mut memories = Vec::new();
+        let mut all_cold = 0;
         for users in users.chunks(USERS) {
             if stop.requested() {
                 done.interrupted = true;
@@ -341,19 +433,25 @@ impl<'a> Work<'a> {
                 true => self.rows_from_states(part, users, &mut memories, &schema)?,
                 false => to_rows(&self.scorer, users, self.checkpoint.items(), &schema)?,
             };
-            writer.write(&rows)?;
-            writer.count("cold_users", cold);
-            writer.count("users", users.len() as u64);
-            (done.users, done.cold) = (done.users + users.len() as u64, done.cold + cold);
+            if let Some(writer) = &mut writer {
+                writer.write(&rows)?;
+            }
+            all_cold += cold;
+            done.scored += users.len() as u64;
             progress.inc(users.len() as u64);
         }
-        if let Some(folder) = &self.args.state_out {
-            state::write(folder, part, &memories)?;
+        if let Some(states) = &self.state_out {
+            states.write(part, &memories)?;
+            done.states += 1;
         }
-        writer.count("events", counts.events);
-        writer.count("unknown_items", counts.unknown_items);
-        done.counts.events += counts.events;
-        done.counts.unknown_items += counts.unknown_items;
+        if let Some(writer) = writer {
+            writer.count(USERS_SCORED, users.len() as u64);
+            writer.count(COLD_USERS, all_cold);
+            writer.count(EVENTS, counts.events);
+            writer.count(UNKNOWN_ITEMS, counts.unknown_items);
+            writer.count(CANDIDATES, counts.candidates);
+            writer.count(UNKNOWN_CANDIDATES, counts.unknown_candidates);
+        }
         Ok(true)
     }
 }
@@ -409,25 +507,46 @@ fn digest_of(folders: &[PathBuf]) -> Result<String> {
     Ok(fingerprint.digest())
 }
 
-fn finish(writer: PartWriter, done: &mut Done) -> Result<()> {
-    done.rows += writer.finish()?.rows;
-    done.written += 1;
+/// The writer of an output; none where it is finished, and only states are lacking.
+fn writer_of(part: Part) -> Option<PartWriter> {
+    match part {
+        Part::Open(writer) => Some(writer),
+        Part::Finished(_) => None,
+    }
+}
+
+fn finish(writer: Option<PartWriter>, done: &mut Done) -> Result<()> {
+    if let Some(writer) = writer {
+        done.count(&writer.finish()?);
+        done.written += 1;
+    }
     Ok(())
 }
 
 impl Done {
     fn count_finished(&mut self, manifest: &Manifest) {
         self.finished += 1;
+        self.count(manifest);
+    }
+
+    fn count(&mut self, manifest: &Manifest) {
+        let count = |name: &str| manifest.counts.get(name).copied().unwrap_or(0);
         self.rows += manifest.rows;
+        self.users += count(USERS_SCORED);
+        self.cold += count(COLD_USERS);
+        self.counts.events += count(EVENTS);
+        self.counts.unknown_items += count(UNKNOWN_ITEMS);
+        self.counts.candidates += count(CANDIDATES);
+        self.counts.unknown_candidates += count(UNKNOWN_CANDIDATES);
     }
 }
 
 /// The items of a text file, one id in a line.
-fn item_list(path: &Path, checkpoint: &RecCheckpoint) -> Result<Vec<u32>> {
+fn item_list(path: &Path, checkpoint: &RecCheckpoint, args: &Args) -> Result<Vec<u32>> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let ids: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let items: Vec<u32> = ids.iter().filter_map(|id| checkpoint.items().item(Id::Text(id))).collect();
-    if items.len() < ids.len() {
+    if items.len() < ids.len() && !args.common.quiet {
         eprintln!(
             "{}: {} of {} items are none of the model's",
             path.display(),
@@ -438,19 +557,25 @@ fn item_list(path: &Path, checkpoint: &RecCheckpoint) -> Result<Vec<u32>> {
     Ok(items)
 }
 
-fn report(args: &Args, done: &Done, started: Instant) {
-    let rate = done.users as f64 / done.scoring_seconds.max(1e-9);
+fn report(args: &Args, done: &Done, directory: bool, started: Instant) -> Result<()> {
+    let Counts { events, unknown_items, candidates, unknown_candidates } = done.counts;
+    let rate = done.scored as f64 / done.scoring_seconds.max(1e-9);
     if args.common.format == Format::Json {
+        let states = args
+            .state_out
+            .as_ref()
+            .map(|_| json!({ "written": done.states, "missing": done.states_missing }));
         let summary = json!({
             "out": args.out, "users": done.users, "rows": done.rows, "cold_users": done.cold,
-            "events": done.counts.events, "unknown_items": done.counts.unknown_items,
+            "events": events, "unknown_items": unknown_items, "candidates": candidates,
+            "unknown_candidates": unknown_candidates, "states": states,
             "outputs": { "written": done.written, "finished_before": done.finished, "of_other_shards": done.others },
             "seconds": started.elapsed().as_secs_f64(), "users_per_second": rate, "interrupted": done.interrupted,
         });
-        println!("{summary}");
+        writeln!(std::io::stdout().lock(), "{summary}")?;
     }
     if args.common.quiet {
-        return;
+        return Ok(());
     }
     let out = args.out.display();
     if done.finished > 0 {
@@ -460,16 +585,32 @@ fn report(args: &Args, done: &Done, started: Instant) {
         );
     }
     if done.written > 0 {
-        let Counts { events, unknown_items } = done.counts;
         eprintln!(
             "{events} events, {unknown_items} with items that the model does not know; {} cold users",
             done.cold
         );
         eprintln!("{out}: {} rows for {} users; {} users/s", done.rows, done.users, short(rate));
     }
-    if done.interrupted {
-        eprintln!("{out}: stopped; the same command goes on with the next part");
+    if unknown_candidates > 0 {
+        let example =
+            done.unknown_candidate.iter().map(|item| format!(", such as {item}")).collect::<String>();
+        eprintln!("{unknown_candidates} of {candidates} candidates are none of the model's items{example}");
     }
+    if let Some(folder) = &args.state_out {
+        let folder = folder.display();
+        eprintln!("{folder}: states of {} parts written", done.states);
+        if done.states_missing > 0 {
+            eprintln!(
+                "{folder}: {} parts are missing; until then it cannot be read from",
+                done.states_missing
+            );
+        }
+    }
+    if done.interrupted {
+        let how = if directory { "goes on with the next part" } else { "starts again" };
+        eprintln!("{out}: stopped; the same command {how}");
+    }
+    Ok(())
 }
 
 /// Adds what could be done about output that stands in the way.

@@ -77,8 +77,16 @@ fn plain(name: &str) -> String {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place<'a> {
     pub(crate) path: &'a Path,
-    /// Line or row of the first value.
-    pub(crate) first: usize,
+    pub(crate) lines: Lines<'a>,
+}
+
+/// The lines of a text file, or rows of a Parquet file, that values come from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Lines<'a> {
+    /// One after the other from this one on.
+    From(usize),
+    /// The line of each value.
+    Each(&'a [usize]),
 }
 
 impl Place<'_> {
@@ -89,18 +97,34 @@ impl Place<'_> {
             Ok(value) => value.get_str().map_or_else(|| format!("\"{value}\""), |text| format!("{text:?}")),
         };
         let column = column.name().to_string();
-        Error::Value { path: self.path.to_owned(), line: self.first + row, column, value, expected }
+        Error::Value { path: self.path.to_owned(), line: self.line(row), column, value, expected }
+    }
+
+    /// The line or row of a value.
+    pub(crate) fn line(&self, row: usize) -> usize {
+        match self.lines {
+            Lines::From(first) => first + row,
+            Lines::Each(lines) => lines.get(row).or(lines.last()).copied().unwrap_or(1),
+        }
     }
 }
 
 /// The ids of a column of whole numbers or text.
 pub(crate) fn ids(column: &Column, place: Place<'_>) -> Result<Ids> {
     const EXPECTED: &str = "an id: a whole number or text";
+    let polars = |e: PolarsError| Error::file(place.path, e);
+    let texts;
+    let column = match column.dtype().is_categorical() || column.dtype().is_enum() {
+        true => {
+            texts = column.cast(&DataType::String).map_err(polars)?;
+            &texts
+        }
+        false => column,
+    };
     let bad = |row: usize| place.error(column, row, EXPECTED);
     if let Some(row) = column.is_null().iter().position(|null| null == Some(true)) {
         return Err(bad(row));
     }
-    let polars = |e: PolarsError| Error::file(place.path, e);
     if column.dtype().is_integer() {
         let numbers = column.cast(&DataType::Int64).map_err(polars)?;
         if let Some(row) = numbers.is_null().iter().position(|null| null == Some(true)) {
@@ -157,7 +181,14 @@ fn date(text: &str) -> Option<f64> {
     let (day, rest) = text.split_at_checked(10)?;
     let mut parts = day.split('-').map(|part| part.parse::<i64>().ok());
     let (year, month, day) = (parts.next()??, parts.next()??, parts.next()??);
-    if !((1..=12).contains(&month) && (1..=31).contains(&day)) {
+    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let days = match month {
+        2 => 28 + i64::from(leap),
+        4 | 6 | 9 | 11 => 30,
+        1..=12 => 31,
+        _ => return None,
+    };
+    if !(1..=days).contains(&day) {
         return None;
     }
     let year = year - i64::from(month <= 2);
@@ -210,6 +241,10 @@ mod tests {
             "soon",
             "2024-13-01",
             "2024-01-32",
+            "2024-02-30",
+            "2023-02-29",
+            "1900-02-29",
+            "2024-04-31",
             "2024-01-01x",
             "2024-01-01 99:00",
             "2024-1-1",

@@ -30,6 +30,8 @@ pub struct Log {
     pub item: Ids,
     /// When, in the unit of the file; `None` where the file has no times and its order is all there is.
     pub time: Option<Vec<f64>>,
+    /// Users whom the file names without an event: an empty list. Nothing can be learnt from them, but they can be scored.
+    pub idle: Ids,
 }
 
 impl Log {

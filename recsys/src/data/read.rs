@@ -85,12 +85,14 @@ pub fn read_all(paths: &[PathBuf], options: &ReadOptions) -> Result<Log> {
                 }
                 all.user.append(log.user);
                 all.item.append(log.item);
+                all.idle.append(log.idle);
                 Ok(())
             })?;
         }
     }
     let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
-    all.ok_or_else(|| Error::Empty(format!("there are no events in {}", names.join(", "))))
+    all.filter(|log| !log.is_empty())
+        .ok_or_else(|| Error::Empty(format!("there are no events in {}", names.join(", "))))
 }
 
 /// Rows of a chunk where the caller does not care.

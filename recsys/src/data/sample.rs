@@ -57,6 +57,6 @@ impl SampleConfig {
                 *place = (*place + 1) % self.items_per_genre;
             }
         }
-        Log { user: Ids::Text(user), item: Ids::Text(item), time: Some(time) }
+        Log { user: Ids::Text(user), item: Ids::Text(item), time: Some(time), idle: Ids::default() }
     }
 }

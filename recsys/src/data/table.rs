@@ -1,8 +1,9 @@
 //! Tables: Parquet and delimited text, chunk by chunk, by polars.
 
 use super::Log;
-use super::columns::{ColumnNames, Columns, Place, ids, times};
+use super::columns::{ColumnNames, Columns, Lines, Place, ids, times};
 use super::read::{Each, ReadOptions};
+use crate::Ids;
 use crate::error::{Error, Result};
 use polars::prelude::*;
 use std::io::{BufRead, BufReader, Cursor};
@@ -38,7 +39,7 @@ pub(super) fn read_parquet(path: &Path, names: &ColumnNames, rows: usize, each: 
     for start in (0..total).step_by(rows.max(1)) {
         let chunk = frame.clone().slice(start as i64, rows as IdxSize).select(wanted.clone());
         let chunk = chunk.collect().map_err(problem)?;
-        each(to_log(chunk, &columns, Place { path, first: start + 1 })?)?;
+        each(to_log(chunk, &columns, Place { path, lines: Lines::From(start + 1) })?)?;
     }
     Ok(())
 }
@@ -55,33 +56,33 @@ pub(super) fn read_delimited(
     let file = std::fs::File::open(path).map_err(Error::io("open", path))?;
     let mut blocks = Blocks { reader: BufReader::with_capacity(1 << 20, file), path, dialect, line: 1 };
     let separator = char::from(dialect.separator).to_string();
-    let mut header = match &options.header {
+    let header = match &options.header {
         Some(names) => (names.join(&separator) + "\n").into_bytes(),
-        None => blocks.read(1)?.1,
+        None => blocks.read(1)?.bytes,
     };
-    if header.starts_with(b"\xef\xbb\xbf") {
-        header.drain(..3);
-    }
+    let width = fields(&header, dialect);
     loop {
-        let (first, lines) = blocks.read(rows)?;
-        if lines.is_empty() {
+        let block = blocks.read(rows)?;
+        if block.lines.is_empty() {
             return Ok(());
         }
-        let width = fields(&header, dialect);
-        let text = [&header[..], &lines].concat();
+        if let Some((line, count)) = block.records().find_map(|(line, record)| {
+            let count = fields(record, dialect);
+            (count != width).then_some((line, count))
+        }) {
+            let problem = format!("{count} fields, expected {width} as in the header");
+            return Err(Error::Line { path: path.to_owned(), line, problem });
+        }
         let frame = CsvReadOptions::default()
             .with_infer_schema_length(Some(0))
             .with_rechunk(true)
             .map_parse_options(|o| o.with_separator(dialect.separator).with_quote_char(dialect.quote))
-            .into_reader_with_file_handle(Cursor::new(text))
-            .finish();
-        if let Some(error) = ragged_line(path, &lines, first, width, dialect) {
-            return Err(error);
-        }
-        let frame = frame.map_err(|e| Error::file(path, e))?;
+            .into_reader_with_file_handle(Cursor::new([&header[..], &block.bytes].concat()))
+            .finish()
+            .map_err(|e| Error::file(path, e))?;
         let found: Vec<String> = frame.get_column_names().iter().map(ToString::to_string).collect();
         let columns = options.columns.resolve(path, &found)?;
-        each(to_log(frame, &columns, Place { path, first })?)?;
+        each(to_log(frame, &columns, Place { path, lines: Lines::Each(&block.lines) })?)?;
     }
 }
 
@@ -94,29 +95,63 @@ struct Blocks<'a> {
     line: usize,
 }
 
+/// Some records.
+#[derive(Default)]
+struct Block {
+    bytes: Vec<u8>,
+    /// The line that each record begins in.
+    lines: Vec<usize>,
+    /// Where it begins in the bytes.
+    starts: Vec<usize>,
+}
+
+impl Block {
+    /// Line and text of each record.
+    fn records(&self) -> impl Iterator<Item = (usize, &[u8])> {
+        let ends = self.starts.iter().copied().skip(1).chain([self.bytes.len()]);
+        self.lines
+            .iter()
+            .zip(self.starts.iter().zip(ends))
+            .map(|(&line, (&start, end))| (line, &self.bytes[start..end]))
+    }
+}
+
 impl Blocks<'_> {
-    /// The number of the first line, and the lines of up to `records` records; a line break inside quotes ends none.
-    fn read(&mut self, records: usize) -> Result<(usize, Vec<u8>)> {
-        let (first, mut bytes, mut quoted) = (self.line, Vec::new(), false);
-        let mut count = 0;
-        while count < records.max(1) {
-            let start = bytes.len();
-            if self.reader.read_until(b'\n', &mut bytes).map_err(Error::io("read", self.path))? == 0 {
+    /// Up to `records` records; a line break inside quotes ends none, and a blank line is none.
+    fn read(&mut self, records: usize) -> Result<Block> {
+        let mut block = Block::default();
+        let mut opened = None; // the line of a quote that is not closed yet
+        while opened.is_some() || block.lines.len() < records.max(1) {
+            let start = block.bytes.len();
+            let read = self.reader.read_until(b'\n', &mut block.bytes);
+            if read.map_err(Error::io("read", self.path))? == 0 {
                 break;
             }
+            let line = self.line;
             self.line += 1;
-            if let Some(quote) = self.dialect.quote {
-                quoted ^= bytes[start..].iter().filter(|&&b| b == quote).count() % 2 == 1;
+            if line == 1 && block.bytes.starts_with(b"\xef\xbb\xbf") {
+                block.bytes.drain(..3);
             }
-            count += usize::from(!quoted);
+            let text = &block.bytes[start..];
+            let quotes = text.iter().filter(|&&b| Some(b) == self.dialect.quote).count();
+            if opened.is_none() {
+                if text.trim_ascii().is_empty() && !text.contains(&self.dialect.separator) {
+                    block.bytes.truncate(start);
+                    continue;
+                }
+                block.lines.push(line);
+                block.starts.push(start);
+            }
+            if quotes % 2 == 1 {
+                opened = if opened.is_none() { Some(line) } else { None };
+            }
         }
-        match quoted {
-            true => Err(Error::Line {
-                path: self.path.to_owned(),
-                line: first,
-                problem: "a quote is never closed".into(),
-            }),
-            false => Ok((first, bytes)),
+        match opened {
+            Some(line) => {
+                let problem = "a quote is never closed".into();
+                Err(Error::Line { path: self.path.to_owned(), line, problem })
+            }
+            None => Ok(block),
         }
     }
 }
@@ -131,45 +166,65 @@ fn fields(line: &[u8], dialect: Dialect) -> usize {
     separators.count() + 1
 }
 
-/// The first line with another number of fields than the header, as an error. Lines with quoted line breaks are not
-/// judged.
-fn ragged_line(path: &Path, lines: &[u8], first: usize, expected: usize, dialect: Dialect) -> Option<Error> {
-    for (i, line) in lines.split(|&b| b == b'\n').enumerate() {
-        let quotes = line.iter().filter(|&&b| Some(b) == dialect.quote).count();
-        if quotes % 2 == 1 {
-            return None;
-        }
-        let count = fields(line, dialect);
-        if count != expected && !line.is_empty() && line != b"\r" {
-            let problem = format!("{count} fields, expected {expected} as in the header");
-            return Some(Error::Line { path: path.to_owned(), line: first + i, problem });
-        }
-    }
-    None
-}
-
 /// The events of a table's rows.
 fn to_log(frame: DataFrame, columns: &Columns, place: Place<'_>) -> Result<Log> {
     let problem = |e: PolarsError| Error::file(place.path, e);
-    let is_list = |frame: &DataFrame, name: &str| Ok(frame.column(name).map_err(problem)?.dtype().is_list());
-    let mut frame = frame;
-    let mut time = columns.time.clone();
-    if is_list(&frame, &columns.item)? {
-        let mut lists = vec![columns.item.clone()];
-        match &time {
-            Some(name) if is_list(&frame, name)? => lists.push(name.clone()),
-            _ => time = None, // the order of the list is all there is
-        }
-        // An empty list is no event.
-        let options = ExplodeOptions { empty_as_null: false, keep_nulls: false };
-        frame = frame
-            .explode(lists.iter().map(|name| PlSmallStr::from(name.as_str())), options)
-            .map_err(problem)?;
-    }
     let column = |name: &str| frame.column(name).map_err(problem);
+    let (user, item) = (column(&columns.user)?, column(&columns.item)?);
+    let time = columns.time.as_ref().map(|name| column(name)).transpose()?;
+    if item.dtype().is_list() {
+        // Beside times that are no lists, the order of the list is all there is.
+        return lists_to_log(user, item, time.filter(|time| time.dtype().is_list()), place);
+    }
     Ok(Log {
-        user: ids(column(&columns.user)?, place)?,
-        item: ids(column(&columns.item)?, place)?,
-        time: time.as_ref().map(|name| times(column(name)?, place)).transpose()?,
+        user: ids(user, place)?,
+        item: ids(item, place)?,
+        time: time.map(|time| times(time, place)).transpose()?,
+        idle: Ids::default(),
+    })
+}
+
+/// The events of users with lists of items, and perhaps of times.
+fn lists_to_log(user: &Column, item: &Column, time: Option<&Column>, place: Place<'_>) -> Result<Log> {
+    let problem = |e: PolarsError| Error::file(place.path, e);
+    let lengths = |column: &Column| -> Result<Vec<usize>> {
+        let lists = column.list().map_err(problem)?;
+        Ok(lists.amortized_iter().map(|list| list.map_or(0, |list| list.as_ref().len())).collect())
+    };
+    let items = lengths(item)?;
+    if let Some(time) = time {
+        let times = lengths(time)?;
+        if let Some(row) = (0..items.len()).find(|&row| items[row] != times[row]) {
+            let (line, (items, times)) = (place.line(row), (items[row], times[row]));
+            let problem = format!(
+                "{items} items in {:?}, {times} times in {:?}",
+                item.name().as_str(),
+                time.name().as_str()
+            );
+            return Err(Error::Line { path: place.path.to_owned(), line, problem });
+        }
+    }
+    let mut rows = Vec::new(); // of each event
+    let mut idle = Vec::new();
+    for (row, &len) in items.iter().enumerate() {
+        rows.extend(std::iter::repeat_n(row as IdxSize, len));
+        if len == 0 {
+            idle.push(row as IdxSize);
+        }
+    }
+    let lines = |rows: &[IdxSize]| rows.iter().map(|&row| place.line(row as usize)).collect::<Vec<_>>();
+    let users_of = |rows: &[IdxSize], lines: &[usize]| -> Result<Ids> {
+        let users = user.take_slice(rows).map_err(problem)?;
+        ids(&users, Place { lines: Lines::Each(lines), ..place })
+    };
+    let options = ExplodeOptions { empty_as_null: false, keep_nulls: false };
+    let flat = |column: &Column| column.explode(options).map_err(problem);
+    let event_lines = lines(&rows);
+    let events = Place { lines: Lines::Each(&event_lines), ..place };
+    Ok(Log {
+        user: users_of(&rows, &event_lines)?,
+        item: ids(&flat(item)?, events)?,
+        time: time.map(|time| times(&flat(time)?, events)).transpose()?,
+        idle: users_of(&idle, &lines(&idle))?,
     })
 }

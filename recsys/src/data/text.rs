@@ -76,6 +76,7 @@ impl<'a> Chunks<'a> {
             user: Ids::from_text(take(&mut self.user)),
             item: Ids::from_text(take(&mut self.item)),
             time,
+            idle: Ids::default(),
         })
     }
 }

@@ -5,9 +5,9 @@ use super::users::{OwnedId, User};
 use crate::error::{Error, Result};
 use crate::{Id, Ids, ItemMap};
 use mamba_datasets::job::arrow_array::cast::AsArray;
-use mamba_datasets::job::arrow_array::types::Int64Type;
+use mamba_datasets::job::arrow_array::types::{Int32Type, Int64Type, UInt32Type};
 use mamba_datasets::job::arrow_array::{
-    Array, ArrayRef, Float32Array, Int64Array, ListArray, RecordBatch, StringArray, UInt32Array,
+    Array, ArrayRef, ArrowPrimitiveType, Float32Array, Int64Array, RecordBatch, StringArray, UInt32Array,
 };
 use mamba_datasets::job::arrow_schema::{DataType, Field, Schema, SchemaRef};
 use std::sync::Arc;
@@ -117,16 +117,15 @@ fn rows(
         true => id_column(item.into_iter(), true),
         // A candidate that is no number is no item of this model; its row would have no place.
         false => {
-            let numbers: Option<Int64Array> = item
-                .iter()
-                .map(|id| match id {
-                    Id::Int(id) => Some(Some(*id)),
-                    Id::Text(text) => crate::ids::canonical_int(text).map(Some),
-                })
-                .collect::<Option<Vec<_>>>()
-                .map(Int64Array::from);
-            let bad = || Error::Empty("a candidate is not a number, as the model's items are".into());
-            Arc::new(numbers.ok_or_else(bad)?) as ArrayRef
+            let number = |(id, user): (&Id<'_>, &Id<'_>)| match id {
+                Id::Int(id) => Ok(*id),
+                Id::Text(text) => crate::ids::canonical_int(text).ok_or_else(|| {
+                    let problem = "is not a number, as the model's items are";
+                    Error::Empty(format!("candidate {text:?} of user {user} {problem}"))
+                }),
+            };
+            let numbers: Vec<i64> = item.iter().zip(&user).map(number).collect::<Result<_>>()?;
+            Arc::new(Int64Array::from(numbers)) as ArrayRef
         }
     };
     let columns: Vec<ArrayRef> = vec![
@@ -139,23 +138,30 @@ fn rows(
 }
 
 impl Scorer {
-    /// Recommendations for an Arrow batch: column 0 the users (`Int64` or `Utf8`), column 1 their items in time order
-    /// (`List` of either), perhaps column 2 candidates (`List`); out come `user`, `rank`, `item`, `score`. Items that the
-    /// model does not know are passed over.
+    /// Recommendations for an Arrow batch: column 0 the users (whole numbers of 32 or 64 bits, or text), column 1 their items
+    /// in time order (lists of either), perhaps column 2 candidates (lists); text may be `Utf8`, `LargeUtf8` or `Utf8View`,
+    /// lists `List` or `LargeList`. Out come `user`, `rank`, `item`, `score`. Items that the model does not know are passed
+    /// over.
     ///
     /// # Errors
     /// Columns of other types; those of the model.
     pub fn score_batch(&self, batch: &RecordBatch, items: &ItemMap) -> mamba_core::Result<RecordBatch> {
         let wrong = |what: &str| Error::Empty(format!("{what}; the batch has {:?}", batch.schema().fields()));
-        let ids_of =
-            |column: &ArrayRef| ids(column).ok_or_else(|| wrong("ids must be Int64 or Utf8 without nulls"));
+        let ids_of = |column: &ArrayRef| {
+            ids(column)
+                .ok_or_else(|| wrong("ids must be whole numbers of 32 or 64 bits, or text, without nulls"))
+        };
         let [users, histories, rest @ ..] = batch.columns() else {
             return Err(wrong("expected users and their items").into());
         };
         let lists = |column: &ArrayRef| -> Result<Vec<Vec<OwnedId>>> {
-            let list: &ListArray = column.as_list_opt().ok_or_else(|| wrong("items must be lists"))?;
-            let rows = list.iter().map(|row| row.map_or(Ok(Vec::new()), |row| ids_of(&row).map(owned)));
-            rows.collect()
+            let rows: Vec<Option<ArrayRef>> = match (column.as_list_opt::<i32>(), column.as_list_opt::<i64>())
+            {
+                (Some(lists), _) => lists.iter().collect(),
+                (_, Some(lists)) => lists.iter().collect(),
+                _ => return Err(wrong("items must be lists")),
+            };
+            rows.iter().map(|row| row.as_ref().map_or(Ok(Vec::new()), |row| ids_of(row).map(owned))).collect()
         };
         let users = ids_of(users)?;
         let is_text = matches!(users, Ids::Text(_));
@@ -181,11 +187,19 @@ fn ids(column: &ArrayRef) -> Option<Ids> {
     if column.null_count() > 0 {
         return None;
     }
-    match column.data_type() {
-        DataType::Int64 => Some(Ids::Int(column.as_primitive::<Int64Type>().values().to_vec())),
-        DataType::Utf8 => {
-            Some(Ids::Text(column.as_string::<i32>().iter().flatten().map(str::to_string).collect()))
-        }
-        _ => None,
+    fn texts<'a>(texts: impl Iterator<Item = Option<&'a str>>) -> Ids {
+        Ids::Text(texts.flatten().map(str::to_string).collect())
     }
+    fn numbers<T: ArrowPrimitiveType<Native: Into<i64>>>(column: &ArrayRef) -> Ids {
+        Ids::Int(column.as_primitive::<T>().values().iter().map(|&id| id.into()).collect())
+    }
+    Some(match column.data_type() {
+        DataType::Int64 => numbers::<Int64Type>(column),
+        DataType::Int32 => numbers::<Int32Type>(column),
+        DataType::UInt32 => numbers::<UInt32Type>(column),
+        DataType::Utf8 => texts(column.as_string::<i32>().iter()),
+        DataType::LargeUtf8 => texts(column.as_string::<i64>().iter()),
+        DataType::Utf8View => texts(column.as_string_view().iter()),
+        _ => return None,
+    })
 }

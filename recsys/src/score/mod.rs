@@ -129,6 +129,14 @@ impl Scorer {
         self.popular.iter().take(self.config.k).map(|&item| Scored { item, score: None }).collect()
     }
 
+    /// Refuses a model that keeps no state.
+    ///
+    /// # Errors
+    /// [`mamba_core::Error::Config`], which says why it does not.
+    pub fn keeps_state(&self) -> mamba_core::Result<()> {
+        self.recommender.new_state().map(drop)
+    }
+
     /// The model.
     fn recommender(&self) -> &Recommender {
         &self.recommender

@@ -4,9 +4,10 @@
 //! starts from the states of the day before therefore reads the new events only, and gives what a pass over the whole,
 //! untruncated history would.
 //!
-//! A folder of states holds `state.json` (of which checkpoint, in how many parts) and `state-00000.safetensors` …, one for
-//! each part: the users, their seen items, their last vector, and the states of every layer. It has the users of one job
-//! only; of several folders the last one that has a user counts.
+//! A folder of states holds `state-00000.safetensors` …, one for each part: the users, their seen items, their last vector,
+//! and the states of every layer. Each says of which checkpoint, job and number of parts it is, so that the parts of two
+//! jobs never mix. `state.json` says the same of the folder and is written last: a folder without it is not whole. It has
+//! the users of one job only; of several folders the last one that has a user counts.
 
 use super::users::{OwnedId, User, part_of};
 use super::{Scored, Scorer};
@@ -24,9 +25,11 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 const MANIFEST: &str = "state.json";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// The key in the metadata of a part.
+const META: &str = "states";
 
-/// `state.json`.
+/// `state.json`, and what every part says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StateManifest {
@@ -36,6 +39,33 @@ pub struct StateManifest {
     pub checkpoint: String,
     /// Parts that users are divided into.
     pub parts: usize,
+    /// Digest of all that decides these states: events, settings, earlier states.
+    pub job: String,
+}
+
+impl StateManifest {
+    /// Reads `state.json` of a folder.
+    fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join(MANIFEST);
+        if folder.is_dir() && !path.exists() {
+            let problem =
+                format!("no {MANIFEST}: the job that makes these states is not finished, run it again");
+            return Err(Error::file(folder, problem));
+        }
+        let text = std::fs::read(&path).map_err(Error::io("read", &path))?;
+        let problem = |problem: String| Error::file(&path, problem);
+        // The version first: another one may have other fields.
+        let json: serde_json::Value = serde_json::from_slice(&text).map_err(|e| problem(e.to_string()))?;
+        match json["version"].as_u64() {
+            Some(version) if version == u64::from(VERSION) => {
+                serde_json::from_value(json).map_err(|e| problem(e.to_string()))
+            }
+            version => Err(problem(format!(
+                "version {} is not {VERSION}, which this program knows: score all events anew",
+                version.unwrap_or(0)
+            ))),
+        }
+    }
 }
 
 /// What is remembered of one user.
@@ -61,7 +91,7 @@ pub struct Continued {
 /// Folders of states to start from, the latest last.
 #[derive(Clone, Debug)]
 pub struct StateIn {
-    folders: Vec<PathBuf>,
+    folders: Vec<(PathBuf, StateManifest)>,
     parts: usize,
 }
 
@@ -69,21 +99,13 @@ impl StateIn {
     /// Opens folders of states.
     ///
     /// # Errors
-    /// States of another checkpoint, or divided otherwise.
+    /// States of another checkpoint, or divided otherwise; a part that is missing, or of another job.
     pub fn open(folders: &[PathBuf], checkpoint: &RecCheckpoint) -> mamba_core::Result<Option<Self>> {
         let mut parts = None;
+        let mut opened = Vec::new();
         for folder in folders {
-            let path = folder.join(MANIFEST);
-            let text = std::fs::read(&path).map_err(Error::io("read", &path))?;
-            let problem = |problem: String| mamba_core::Error::from(Error::file(&path, problem));
-            let manifest: StateManifest =
-                serde_json::from_slice(&text).map_err(|e| problem(e.to_string()))?;
-            if manifest.version != VERSION {
-                return Err(problem(format!(
-                    "version {} is not {VERSION}, which this program knows",
-                    manifest.version
-                )));
-            }
+            let manifest = StateManifest::read(folder)?;
+            let problem = |problem: String| mamba_core::Error::from(Error::file(folder, problem));
             if manifest.checkpoint != checkpoint.hash() {
                 let of = checkpoint.path().display();
                 return Err(problem(format!(
@@ -93,8 +115,12 @@ impl StateIn {
             if *parts.get_or_insert(manifest.parts) != manifest.parts {
                 return Err(problem(format!("{} parts, the folders before have others", manifest.parts)));
             }
+            for part in 0..manifest.parts {
+                Rows::open_of(&part_path(folder, part), &manifest)?;
+            }
+            opened.push((folder.clone(), manifest));
         }
-        Ok(parts.map(|parts| Self { folders: folders.to_vec(), parts }))
+        Ok(parts.map(|parts| Self { folders: opened, parts }))
     }
 
     /// Parts that users are divided into.
@@ -105,18 +131,14 @@ impl StateIn {
     /// What is remembered of these users, who are all of one part; nothing else is read.
     ///
     /// # Errors
-    /// A file that is corrupt.
+    /// A file that is missing, corrupt, or of another job than the rest.
     pub fn load(&self, part: usize, users: &[User]) -> Result<Vec<Option<Memory>>> {
         debug_assert!(users.iter().all(|user| part_of(user.id.get(), self.parts) == part));
         let places: HashMap<String, usize> =
             users.iter().enumerate().map(|(i, user)| (user.id.get().to_string(), i)).collect();
         let mut memories = vec![None; users.len()];
-        for folder in self.folders.iter().rev() {
-            let path = part_path(folder, part);
-            if !path.exists() {
-                continue;
-            }
-            let mut file = Rows::open(&path)?;
+        for (folder, manifest) in self.folders.iter().rev() {
+            let mut file = Rows::open_of(&part_path(folder, part), manifest)?;
             for (row, id) in file.users()?.iter().enumerate() {
                 if let Some(&place) = places.get(id)
                     && memories[place].is_none()
@@ -133,51 +155,117 @@ fn part_path(folder: &Path, part: usize) -> PathBuf {
     folder.join(format!("state-{part:05}.safetensors"))
 }
 
-/// Writes `state.json`.
-///
-/// # Errors
-/// A folder that cannot be written to.
-pub fn start(folder: &Path, checkpoint: &RecCheckpoint, parts: usize) -> mamba_core::Result<()> {
-    std::fs::create_dir_all(folder).map_err(|e| mamba_core::Error::from(Error::io("create", folder)(e)))?;
-    let manifest = StateManifest { version: VERSION, checkpoint: checkpoint.hash().into(), parts };
-    let text = serde_json::to_string_pretty(&manifest).map_err(mamba_core::Error::other)? + "\n";
-    let mut file = AtomicFile::create(folder.join(MANIFEST)).map_err(mamba_core::Error::other)?;
-    file.write_all(text.as_bytes()).map_err(Error::io("write", &folder.join(MANIFEST)))?;
-    file.commit().map_err(mamba_core::Error::other)
+/// The part of a file's name.
+fn part_of_name(name: &str) -> Option<usize> {
+    name.strip_prefix("state-")?.strip_suffix(".safetensors")?.parse().ok()
 }
 
-/// Writes one part, atomically; users without a memory are left out.
-///
-/// # Errors
-/// A file that cannot be written.
-pub fn write(folder: &Path, part: usize, users: &[(OwnedId, Memory)]) -> mamba_core::Result<()> {
-    let device = &Device::Cpu;
-    let (mut ids, mut seen, mut seen_ends) = (Vec::<u8>::new(), Vec::<u32>::new(), Vec::<i64>::new());
-    let (mut hidden, mut state) = (Vec::<f32>::new(), Vec::<f32>::new());
-    for (id, memory) in users {
-        ids.extend(id.get().to_string().bytes());
-        ids.push(b'\n');
-        seen.extend(&memory.seen);
-        seen_ends.push(seen.len() as i64);
-        hidden.extend(&memory.hidden);
-        state.extend(&memory.state);
+/// A folder of states in the making, perhaps by several processes, each with parts of its own.
+#[derive(Clone, Debug)]
+pub struct StateOut {
+    folder: PathBuf,
+    manifest: StateManifest,
+}
+
+impl StateOut {
+    /// Opens a folder for the states of a job, of which `job` is a digest; makes it where there is none. With `overwrite`,
+    /// removes what another job left there, of the parts those that this process `owns`.
+    ///
+    /// # Errors
+    /// A folder that cannot be written to; states of another job in it, where they are not to be overwritten.
+    pub fn open(
+        folder: &Path,
+        checkpoint: &RecCheckpoint,
+        parts: usize,
+        job: &str,
+        overwrite: bool,
+        owns: impl Fn(usize) -> bool,
+    ) -> Result<Self> {
+        std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        let (checkpoint, job) = (checkpoint.hash().to_string(), job.to_string());
+        let manifest = StateManifest { version: VERSION, checkpoint, parts, job };
+        let states = Self { folder: folder.to_owned(), manifest };
+        let mut others = Vec::new();
+        let path = folder.join(MANIFEST);
+        if path.exists() && !StateManifest::read(folder).is_ok_and(|found| found == states.manifest) {
+            others.push(path); // the first to go, so that the folder is not taken for whole
+        }
+        for entry in std::fs::read_dir(folder).map_err(Error::io("read", folder))? {
+            let path = entry.map_err(Error::io("read", folder))?.path();
+            let part = path.file_name().and_then(|name| part_of_name(name.to_str()?));
+            if part.is_some_and(|part| !states.has(part) && (owns(part) || !overwrite)) {
+                others.push(path);
+            }
+        }
+        if let (Some(path), false) = (others.first(), overwrite) {
+            let problem = "states of another job: other events, settings or another checkpoint; \
+                           --overwrite replaces them, another --state-out leaves them";
+            return Err(Error::file(path, problem));
+        }
+        for path in others {
+            std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+        }
+        Ok(states)
     }
-    if users.iter().any(|(id, _)| id.get().to_string().contains('\n')) {
-        return Err(
-            Error::file(folder, "a user's id has a line break in it, which states cannot hold").into()
-        );
+
+    /// Whether a part is there.
+    pub fn has(&self, part: usize) -> bool {
+        Rows::open_of(&part_path(&self.folder, part), &self.manifest).is_ok()
     }
-    let n = users.len();
-    let width = |values: &[f32]| values.len() / n.max(1);
-    let (hidden_width, state_width) = (width(&hidden), width(&state));
-    let tensors = BTreeMap::from([
-        ("users".to_string(), Tensor::new(ids, device)?),
-        ("seen".to_string(), Tensor::new(seen, device)?),
-        ("seen_ends".to_string(), Tensor::new(seen_ends, device)?),
-        ("hidden".to_string(), Tensor::from_vec(hidden, (n, hidden_width), device)?),
-        ("state".to_string(), Tensor::from_vec(state, (n, state_width), device)?),
-    ]);
-    save_safetensors(part_path(folder, part), &tensors, &BTreeMap::new())
+
+    /// Writes `state.json` if all parts are there; says how many are not.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn finish(&self) -> mamba_core::Result<usize> {
+        let missing = (0..self.manifest.parts).filter(|&part| !self.has(part)).count();
+        if missing == 0 {
+            let path = self.folder.join(MANIFEST);
+            let text = serde_json::to_string_pretty(&self.manifest).map_err(mamba_core::Error::other)? + "\n";
+            let mut file = AtomicFile::create(&path).map_err(mamba_core::Error::other)?;
+            file.write_all(text.as_bytes()).map_err(Error::io("write", &path))?;
+            file.commit().map_err(mamba_core::Error::other)?;
+        }
+        Ok(missing)
+    }
+
+    /// Writes one part, atomically; users without a memory are left out.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn write(&self, part: usize, users: &[(OwnedId, Memory)]) -> mamba_core::Result<()> {
+        let device = &Device::Cpu;
+        let (mut ids, mut seen, mut seen_ends) = (Vec::<u8>::new(), Vec::<u32>::new(), Vec::<i64>::new());
+        let (mut hidden, mut state) = (Vec::<f32>::new(), Vec::<f32>::new());
+        for (id, memory) in users {
+            ids.extend(id.get().to_string().bytes());
+            ids.push(b'\n');
+            seen.extend(&memory.seen);
+            seen_ends.push(seen.len() as i64);
+            hidden.extend(&memory.hidden);
+            state.extend(&memory.state);
+        }
+        if users.iter().any(|(id, _)| id.get().to_string().contains('\n')) {
+            return Err(Error::file(
+                &self.folder,
+                "a user's id has a line break in it, which states cannot hold",
+            )
+            .into());
+        }
+        let n = users.len();
+        let width = |values: &[f32]| values.len() / n.max(1);
+        let (hidden_width, state_width) = (width(&hidden), width(&state));
+        let tensors = BTreeMap::from([
+            ("users".to_string(), Tensor::new(ids, device)?),
+            ("seen".to_string(), Tensor::new(seen, device)?),
+            ("seen_ends".to_string(), Tensor::new(seen_ends, device)?),
+            ("hidden".to_string(), Tensor::from_vec(hidden, (n, hidden_width), device)?),
+            ("state".to_string(), Tensor::from_vec(state, (n, state_width), device)?),
+        ]);
+        let manifest = serde_json::to_string(&self.manifest).map_err(mamba_core::Error::other)?;
+        let meta = BTreeMap::from([(META.to_string(), manifest)]);
+        save_safetensors(part_path(&self.folder, part), &tensors, &meta)
+    }
 }
 
 /// Random access to the rows of a part.
@@ -186,9 +274,21 @@ struct Rows {
     file: File,
     /// Of each tensor the columns of a row, and where its bytes begin and end.
     tensors: BTreeMap<String, (usize, u64, u64)>,
+    /// What it says of itself, in JSON.
+    manifest: Option<String>,
 }
 
 impl Rows {
+    /// A part of the states that `manifest` describes.
+    fn open_of(path: &Path, manifest: &StateManifest) -> Result<Self> {
+        let rows = Self::open(path)?;
+        let own = rows.manifest.as_ref().and_then(|text| serde_json::from_str::<StateManifest>(text).ok());
+        match own.as_ref() == Some(manifest) {
+            true => Ok(rows),
+            false => Err(Error::file(path, format!("of another job than {MANIFEST} and the other parts"))),
+        }
+    }
+
     fn open(path: &Path) -> Result<Self> {
         let mut file = File::open(path).map_err(Error::io("open", path))?;
         let size = file.metadata().map_err(Error::io("read", path))?.len();
@@ -214,7 +314,8 @@ impl Rows {
             }
             tensors.insert(name.to_string(), (columns, 8 + length + start, 8 + length + end));
         }
-        Ok(Self { path: path.to_owned(), file, tensors })
+        let manifest = header["__metadata__"][META].as_str().map(str::to_string);
+        Ok(Self { path: path.to_owned(), file, tensors, manifest })
     }
 
     /// Bytes `from .. to` of a tensor; to its end where that is absent.

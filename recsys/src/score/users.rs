@@ -1,16 +1,17 @@
 //! From event files of any size to users, a part at a time.
 //!
-//! The events of one user may lie anywhere in the input, so they are first sorted out by a hash of the user into as many
-//! temporary files as there are parts; then one part at a time is read back and its events are gathered by user. Memory
-//! is bounded by the largest part, whatever the size of the input. Which users make a part depends on their ids and the
-//! number of parts only; within a part users stand in the order of their first appearance.
+//! The events of one user may lie anywhere in the input, so they are first sorted out by a hash of the user into the parts
+//! of a temporary file; then one part at a time is read back and its events are gathered by user. Memory is bounded by the
+//! largest part, whatever the size of the input. Which users make a part depends on their ids and the number of parts
+//! only; within a part users stand in the order of their first appearance.
 
 use crate::data::{ReadOptions, for_each_chunk};
 use crate::error::{Error, Result};
-use crate::{Id, ItemMap};
+use crate::ids::canonical_int;
+use crate::{Id, Ids, ItemMap};
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufWriter, Read, Seek, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// An id of its own.
@@ -59,6 +60,10 @@ pub struct Counts {
     pub events: u64,
     /// Events among them with an item that the model does not know.
     pub unknown_items: u64,
+    /// Candidates read.
+    pub candidates: u64,
+    /// Candidates among them that are no items of the model.
+    pub unknown_candidates: u64,
 }
 
 /// The part of a user, among `parts`.
@@ -76,14 +81,79 @@ fn hash(user: Id<'_>) -> u64 {
     hash ^ (hash >> 29)
 }
 
+/// Bytes that all parts together hold back before they go to the temporary file.
+const WAITING: usize = 1 << 26;
+
+/// Records of many parts in one temporary file: a file for each part would run into the system's limit of open files.
+#[derive(Debug)]
+struct Spill {
+    file: File,
+    folder: PathBuf,
+    /// Bytes in the file.
+    end: u64,
+    /// Bytes that a part holds back.
+    waiting: usize,
+    parts: Vec<Spilled>,
+}
+
+/// The records of a part.
+#[derive(Clone, Debug, Default)]
+struct Spilled {
+    /// Where they lie in the file.
+    extents: Vec<(u64, usize)>,
+    /// Those that are not there yet.
+    waiting: Vec<u8>,
+}
+
+impl Spill {
+    fn new(parts: usize, folder: &Path) -> Result<Self> {
+        let file = tempfile::tempfile_in(folder).map_err(Error::io("make a temporary file in", folder))?;
+        let waiting = (WAITING / parts.max(1)).clamp(1 << 12, 1 << 16);
+        Ok(Self { file, folder: folder.to_owned(), end: 0, waiting, parts: vec![Spilled::default(); parts] })
+    }
+
+    fn put(&mut self, part: usize, record: &[u8]) -> Result<()> {
+        let part = &mut self.parts[part];
+        part.waiting.extend(record);
+        if part.waiting.len() >= self.waiting {
+            let written = self.file.write_all(&part.waiting);
+            written.map_err(Error::io("write a temporary file in", &self.folder))?;
+            part.extents.push((self.end, part.waiting.len()));
+            self.end += part.waiting.len() as u64;
+            part.waiting.clear();
+        }
+        Ok(())
+    }
+
+    /// The records of a part, which is emptied; nothing can be put after that.
+    fn take(&mut self, part: usize) -> Result<Vec<u8>> {
+        let Spilled { extents, waiting } = std::mem::take(&mut self.parts[part]);
+        let mut bytes =
+            Vec::with_capacity(extents.iter().map(|extent| extent.1).sum::<usize>() + waiting.len());
+        for (start, len) in extents {
+            let end = bytes.len();
+            bytes.resize(end + len, 0);
+            let read =
+                self.file.seek(SeekFrom::Start(start)).and_then(|_| self.file.read_exact(&mut bytes[end..]));
+            read.map_err(Error::io("read back a temporary file in", &self.folder))?;
+        }
+        bytes.extend(waiting);
+        Ok(bytes)
+    }
+}
+
 /// Events sorted out by part.
 #[derive(Debug)]
 pub struct Parts {
-    files: Vec<Option<BufWriter<File>>>,
-    folder: PathBuf,
+    wanted: Vec<bool>,
+    records: Spill,
     counts: Vec<Counts>,
+    /// Whether any user was met, of a wanted part or not.
+    any: bool,
     /// Whether some user's id is text, not a number.
     text: bool,
+    /// A candidate that is no item of the model, and its file.
+    unknown_candidate: Option<(PathBuf, String)>,
     /// Whether events have times; not known before the first.
     times: Option<bool>,
     /// Linear counting of users (Whang and others 1990): one bit for each value of a hash.
@@ -96,24 +166,23 @@ const MET_BITS: u64 = 1 << 24;
 /// What a record is.
 const EVENT: u8 = 0;
 const CANDIDATE: u8 = 1;
+/// A user is there, without an event.
+const IDLE: u8 = 2;
 
 impl Parts {
-    /// Parts that `wanted` says are to be made, with temporary files in `folder`; they have no names, and are gone when
-    /// this is dropped or the process dies.
+    /// Parts that `wanted` says are to be made, with a temporary file in `folder`; it has no name, and is gone when this is
+    /// dropped or the process dies.
     ///
     /// # Errors
     /// A folder that cannot be written to.
     pub fn new(parts: usize, folder: &Path, wanted: impl Fn(usize) -> bool) -> Result<Self> {
-        let files = (0..parts).map(|part| {
-            let file =
-                || tempfile::tempfile_in(folder).map_err(Error::io("make a temporary file in", folder));
-            wanted(part).then(|| Ok(BufWriter::with_capacity(1 << 16, file()?))).transpose()
-        });
         Ok(Self {
-            files: files.collect::<Result<_>>()?,
-            folder: folder.to_owned(),
+            wanted: (0..parts).map(wanted).collect(),
+            records: Spill::new(parts, folder)?,
             counts: vec![Counts::default(); parts],
+            any: false,
             text: false,
+            unknown_candidate: None,
             times: None,
             met: vec![0; (MET_BITS / 64) as usize],
         })
@@ -141,38 +210,71 @@ impl Parts {
                     self.counts[part].unknown_items += u64::from(item.is_none());
                 }
             }
-            Ok(())
-        })
-    }
-
-    /// Sorts out candidates: rows of user and item to score.
-    ///
-    /// # Errors
-    /// Those of reading and writing.
-    pub fn add_candidates(&mut self, path: &Path, options: &ReadOptions) -> Result<()> {
-        for_each_chunk(path, options, 1 << 17, &mut |log| {
-            for row in 0..log.len() {
-                self.put(log.user.get(row), |record| {
-                    record.push(CANDIDATE);
-                    put_id(record, log.item.get(row));
-                })?;
+            for user in 0..log.idle.len() {
+                self.put(log.idle.get(user), |record| record.push(IDLE))?;
             }
             Ok(())
         })
     }
 
+    /// Sorts out candidates: rows of user and item to score. One that is text where the model's items are numbers is only
+    /// counted, for its row would have no place among theirs.
+    ///
+    /// # Errors
+    /// Those of reading and writing.
+    pub fn add_candidates(&mut self, path: &Path, options: &ReadOptions, items: &ItemMap) -> Result<()> {
+        let numbers = matches!(items.ids(), Ids::Int(_));
+        for_each_chunk(path, options, 1 << 17, &mut |log| {
+            for row in 0..log.len() {
+                let (user, item) = (log.user.get(row), log.item.get(row));
+                let unknown = items.item(item).is_none();
+                let part = match item {
+                    Id::Text(text) if numbers && canonical_int(text).is_none() => self.meet(user),
+                    _ => self.put(user, |record| {
+                        record.push(CANDIDATE);
+                        put_id(record, item);
+                    })?,
+                };
+                if let Some(part) = part {
+                    self.counts[part].candidates += 1;
+                    self.counts[part].unknown_candidates += u64::from(unknown);
+                    if unknown && self.unknown_candidate.is_none() {
+                        self.unknown_candidate = Some((path.to_owned(), item.to_string()));
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// A candidate that is no item of the model, and its file.
+    pub fn unknown_candidate(&self) -> Option<(&Path, &str)> {
+        self.unknown_candidate.as_ref().map(|(path, item)| (path.as_path(), item.as_str()))
+    }
+
+    /// The user's part, if that is wanted. What kind of ids there are is noted in any case, so that all parts of an output
+    /// have the same columns whoever makes them.
+    fn meet(&mut self, user: Id<'_>) -> Option<usize> {
+        self.any = true;
+        self.text |= matches!(user, Id::Text(_));
+        Some(part_of(user, self.wanted.len())).filter(|&part| self.wanted[part])
+    }
+
     /// Writes a record to the user's part, if that is wanted.
     fn put(&mut self, user: Id<'_>, fill: impl FnOnce(&mut Vec<u8>)) -> Result<Option<usize>> {
-        let part = part_of(user, self.files.len());
-        let Some(file) = &mut self.files[part] else { return Ok(None) };
+        let Some(part) = self.meet(user) else { return Ok(None) };
         let bit = hash(user).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
         self.met[(bit / 64) as usize] |= 1 << (bit % 64);
-        self.text |= matches!(user, Id::Text(_));
         let mut record = Vec::with_capacity(48);
         put_id(&mut record, user);
         fill(&mut record);
-        file.write_all(&record).map_err(Error::io("write a temporary file in", &self.folder))?;
+        self.records.put(part, &record)?;
         Ok(Some(part))
+    }
+
+    /// Whether no user was met, of a wanted part or not.
+    pub fn is_empty(&self) -> bool {
+        !self.any
     }
 
     /// Whether users' ids are text: some of them is no number.
@@ -192,14 +294,8 @@ impl Parts {
     /// # Errors
     /// A temporary file that cannot be read back.
     pub fn take(&mut self, part: usize) -> Result<(Vec<User>, Counts)> {
-        let Some(file) = self.files[part].take() else { return Ok((Vec::new(), Counts::default())) };
-        let failed = || Error::io("read back a temporary file in", &self.folder);
-        let mut file = file.into_inner().map_err(|e| failed()(e.into_error()))?;
-        let mut bytes = Vec::new();
-        file.rewind().and_then(|()| file.read_to_end(&mut bytes)).map_err(failed())?;
-        drop(file);
-        let users = gather(&bytes, self.text)
-            .ok_or_else(|| Error::file(&self.folder, "a temporary file in it was changed"))?;
+        let users = gather(&self.records.take(part)?, self.text)
+            .ok_or_else(|| Error::file(&self.records.folder, "a temporary file in it was changed"))?;
         Ok((users, self.counts[part]))
     }
 }
@@ -266,6 +362,7 @@ fn gather(bytes: &[u8], text: bool) -> Option<Vec<User>> {
                     events.push((time, item));
                 }
             }
+            [IDLE] => {}
             _ => user.candidates.get_or_insert_default().push(records.id()?.into()),
         }
     }

@@ -111,6 +111,20 @@ fn a_bad_value_is_named_with_file_line_and_column() {
     );
     assert_eq!(message("a.csv", "user,item\n1,2\n1,2,3\n"), "a.csv:3: 3 fields, expected 2 as in the header");
     assert_eq!(message("a.csv", "user,item\n1,\"2\n"), "a.csv:2: a quote is never closed");
+    // quoted line breaks and blank lines count
+    assert_eq!(
+        message("a.csv", "user,item,time\n\"a\nb\",2,3\n\n1,2,soon\n"),
+        "a.csv:5: column \"time\": \"soon\", expected a number or a date"
+    );
+    assert_eq!(
+        message("a.csv", "user,item\n\"a\nb\",2\n1,2,3\n"),
+        "a.csv:4: 3 fields, expected 2 as in the header"
+    );
+    assert_eq!(
+        message("a.csv", "user,item\n1,\"2\n\",3\n"),
+        "a.csv:2: 3 fields, expected 2 as in the header"
+    );
+    assert_eq!(message("a.csv", "user,item\n1,2\n1,\"2\n3,4\n"), "a.csv:3: a quote is never closed");
     assert_eq!(
         message("a.csv", "who,item\n1,2\n"),
         "a.csv: no column for users (user_id, user, userid, uid, customer_id, visitorid, reviewerid) among who, item"
@@ -130,12 +144,51 @@ fn a_bad_value_is_named_with_file_line_and_column() {
 }
 
 #[test]
+fn a_bad_list_is_named_with_its_row() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.parquet");
+    let list = |values: &[Option<&str>]| Series::new("".into(), values);
+    let items = [list(&[Some("a"), Some("b")]), list(&[]), list(&[Some("c"), None])];
+    let times = |lengths: [i64; 3]| lengths.map(|n| Series::new("".into(), (0..n).collect::<Vec<_>>()));
+    let message = |lengths: [i64; 3]| {
+        let mut frame = df!("user" => [1, 2, 3], "items" => items.clone(), "time" => times(lengths)).unwrap();
+        ParquetWriter::new(std::fs::File::create(&path).unwrap()).finish(&mut frame).unwrap();
+        read(&path).unwrap_err().to_string().replace(&format!("{}/", dir.path().display()), "")
+    };
+    assert_eq!(
+        message([2, 0, 2]),
+        "a.parquet:3: column \"items\": nothing, expected an id: a whole number or text"
+    );
+    assert_eq!(message([2, 1, 2]), "a.parquet:2: 0 items in \"items\", 1 times in \"time\"");
+}
+
+#[test]
+fn ids_of_a_category_are_its_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.parquet");
+    let mut frame = df!("user" => ["u", "v", "u"], "item" => ["7", "8", "8"]).unwrap();
+    let category = DataType::from_categories(Categories::global());
+    frame.apply("user", |user| user.cast(&category).unwrap()).unwrap();
+    frame.apply("item", |item| item.cast(&category).unwrap()).unwrap();
+    ParquetWriter::new(std::fs::File::create(&path).unwrap()).finish(&mut frame).unwrap();
+    let want = [("u", "7"), ("v", "8"), ("u", "8")].map(|(u, i)| (u.to_string(), i.to_string()));
+    assert_eq!(rows(&read(&path).unwrap()), want);
+}
+
+#[test]
+fn blank_lines_are_no_events() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = written(dir.path(), "a.csv", "\r\nuser,item\r\n1,2\r\n\r\n1,3\r\n\r\n \n");
+    assert_eq!(rows(&read(&path).unwrap()), [("1".into(), "2".into()), ("1".into(), "3".into())]);
+}
+
+#[test]
 fn columns_can_be_named_and_files_have_no_header() {
     let dir = tempfile::tempdir().unwrap();
-    let path = written(dir.path(), "a.csv", "1,2,3.5,77\n1,3,4,78\n");
+    let path = written(dir.path(), "a.csv", "\u{feff}1,2,3.5,77\n1,3,4,78\n");
     let header = Some(["user", "item", "rating", "time"].map(String::from).to_vec());
     let log = read_all(&[path], &ReadOptions { header, ..ReadOptions::default() }).unwrap();
-    assert_eq!((log.len(), log.time), (2, Some(vec![77.0, 78.0])));
+    assert_eq!((log.user, log.time), (Ids::Int(vec![1, 1]), Some(vec![77.0, 78.0])));
 }
 
 #[test]

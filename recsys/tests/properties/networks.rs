@@ -11,7 +11,7 @@ use mamba_recsys::baselines::{Markov, Popularity};
 use mamba_recsys::config::{DataConfig, EvalConfig, Loss, ObjectiveConfig, Positions, RunConfig};
 use mamba_recsys::data::SampleConfig;
 use mamba_recsys::eval::evaluate;
-use mamba_recsys::task::{Training, TrainingData};
+use mamba_recsys::task::{Training, TrainingData, bpr_loss};
 use mamba_recsys::{Model, ModelConfig, Recommender};
 use std::path::Path;
 
@@ -149,4 +149,17 @@ fn the_model_learns_what_a_markov_chain_cannot() {
     assert!(hit(&model) > 0.75, "model {model:?}");
     assert!(hit(&model) > hit(&markov) + 0.15, "markov chain {markov:?}");
     assert!(hit(&markov) > hit(&popular), "popularity {popular:?}");
+}
+
+#[test]
+fn bpr_has_a_finite_gradient_at_any_difference() -> Result<()> {
+    for difference in [-1000f32, -100.0, -90.0, 0.0, 90.0, 1000.0] {
+        let answer = candle_core::Var::new(&[difference], &Device::Cpu)?;
+        let loss = bpr_loss(answer.as_tensor(), &Tensor::new(&[0f32], &Device::Cpu)?)?;
+        let grads = loss.backward()?;
+        let gradient = grads.get(&answer).unwrap().to_vec1::<f32>()?[0];
+        assert!(loss.to_scalar::<f32>()?.is_finite() && gradient.is_finite(), "{difference}: {gradient}");
+        assert!(difference != 0.0 || (gradient + 0.5).abs() < 1e-6, "{gradient}");
+    }
+    Ok(())
 }

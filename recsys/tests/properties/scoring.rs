@@ -4,9 +4,12 @@ use crate::support::{small_config, small_data, small_echo, small_mamba2};
 use candle_core::{DType, Device};
 use mamba_core::Params;
 use mamba_core::checkpoint::save_dir;
+use mamba_datasets::job::arrow_array::builder::{LargeListBuilder, LargeStringBuilder, StringViewBuilder};
 use mamba_datasets::job::arrow_array::cast::AsArray;
 use mamba_datasets::job::arrow_array::types::{Float32Type, Int64Type};
-use mamba_datasets::job::arrow_array::{Array, ArrayRef, Int64Array, ListArray, RecordBatch, StringArray};
+use mamba_datasets::job::arrow_array::{
+    Array, ArrayRef, Int32Array, Int64Array, ListArray, RecordBatch, StringArray, UInt32Array,
+};
 use mamba_recsys::checkpoint::{CheckpointConfig, write_items};
 use mamba_recsys::data::ReadOptions;
 use mamba_recsys::score::users::{OwnedId, Parts, User};
@@ -151,6 +154,21 @@ fn an_arrow_batch_gives_what_the_functions_give() {
         assert_eq!(rows.column(0).as_primitive::<Int64Type>().value(i), 70);
     }
     assert!(rows.column(3).is_null(best.len()), "the second user is cold");
+    // as polars exports them
+    let histories = || [ids(&[3, 4, 5]), vec!["never heard of".to_string()]];
+    let mut views = LargeListBuilder::new(StringViewBuilder::new());
+    let mut large = LargeListBuilder::new(LargeStringBuilder::new());
+    for history in histories() {
+        views.append_value(history.iter().map(Some));
+        large.append_value(history.iter().map(Some));
+    }
+    let lists: [ArrayRef; 2] = [Arc::new(views.finish()), Arc::new(large.finish())];
+    let users: [ArrayRef; 2] =
+        [Arc::new(Int32Array::from(vec![70, 80])), Arc::new(UInt32Array::from(vec![70, 80]))];
+    for (users, lists) in users.into_iter().zip(lists) {
+        let batch = RecordBatch::try_from_iter([("user", users), ("items", lists)]).unwrap();
+        assert_eq!(scorer.score_batch(&batch, checkpoint.items()).unwrap(), rows);
+    }
     let wrong =
         RecordBatch::try_from_iter([("user", Arc::new(StringArray::from(vec!["a"])) as ArrayRef)]).unwrap();
     assert!(scorer.score_batch(&wrong, checkpoint.items()).is_err());
@@ -213,7 +231,7 @@ fn a_day_at_a_time_is_the_whole_untruncated_history() {
 }
 
 fn days_are_the_whole(model: ModelConfig) {
-    use mamba_recsys::score::state::{Continued, StateIn, start, write};
+    use mamba_recsys::score::state::{Continued, StateIn, StateOut};
     let dir = tempfile::tempdir().unwrap();
     let checkpoint = checkpoint_of(model, dir.path()); // reads 20 items at most; the histories are longer
     let scorer = scorer(&checkpoint, true, None);
@@ -241,13 +259,14 @@ fn days_are_the_whole(model: ModelConfig) {
             };
             let Continued { scored, memories: after } = scorer.top_k_from(&users, before).unwrap();
             let folder = dir.path().join(format!("state-{}-{day}", cuts.len()));
-            start(&folder, &checkpoint, 1).unwrap();
+            let states = StateOut::open(&folder, &checkpoint, 1, "", false, |_| true).unwrap();
             let memories: Vec<_> = users
                 .iter()
                 .zip(after)
                 .filter_map(|(user, memory)| Some((user.id.clone(), memory?)))
                 .collect();
-            write(&folder, 0, &memories).unwrap();
+            states.write(0, &memories).unwrap();
+            assert_eq!(states.finish().unwrap(), 0);
             folders.push(folder);
             last = users.into_iter().zip(scored).collect();
         }
@@ -281,13 +300,11 @@ fn a_model_that_reads_both_ways_scores_but_has_no_state() {
 
 #[test]
 fn states_of_another_checkpoint_and_broken_ones_are_refused() {
-    use mamba_recsys::score::state::{Memory, StateIn, start, write};
+    use mamba_recsys::score::state::{Memory, StateIn, StateOut};
     let dir = tempfile::tempdir().unwrap();
     let checkpoint = checkpoint(dir.path());
     let folder = dir.path().join("state");
-    start(&folder, &checkpoint, 3).unwrap();
-    let opened = StateIn::open(std::slice::from_ref(&folder), &checkpoint).unwrap().unwrap();
-    assert_eq!(opened.parts(), 3);
+    let states = StateOut::open(&folder, &checkpoint, 3, "", false, |_| true).unwrap();
     let users: Vec<User> = (0..40)
         .map(|id| User { id: OwnedId::Int(id), history: vec![], candidates: None })
         .filter(|user| mamba_recsys::score::users::part_of(user.id.get(), 3) == 1)
@@ -296,7 +313,14 @@ fn states_of_another_checkpoint_and_broken_ones_are_refused() {
         |i: usize| Memory { seen: (0..i as u32).collect(), hidden: vec![i as f32; 2], state: vec![0.5; 5] };
     let memories: Vec<_> =
         users.iter().enumerate().skip(1).map(|(i, user)| (user.id.clone(), memory(i))).collect();
-    write(&folder, 1, &memories).unwrap();
+    assert_eq!(states.finish().unwrap(), 3);
+    assert!(StateIn::open(std::slice::from_ref(&folder), &checkpoint).is_err());
+    [(0, &memories[..0]), (1, &memories), (2, &memories[..0])]
+        .iter()
+        .for_each(|(part, memories)| states.write(*part, memories).unwrap());
+    assert_eq!(states.finish().unwrap(), 0);
+    let opened = StateIn::open(std::slice::from_ref(&folder), &checkpoint).unwrap().unwrap();
+    assert_eq!(opened.parts(), 3);
     let read = opened.load(1, &users).unwrap();
     assert_eq!(read[0], None);
     assert!(read.iter().enumerate().skip(1).all(|(i, read)| read.as_ref() == Some(&memory(i))));

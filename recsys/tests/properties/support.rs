@@ -14,6 +14,7 @@ pub(crate) fn log(events: &[(i64, i64, f64)]) -> Log {
         user: Ids::Int(events.iter().map(|e| e.0).collect()),
         item: Ids::Int(events.iter().map(|e| e.1).collect()),
         time: Some(events.iter().map(|e| e.2).collect()),
+        idle: Ids::default(),
     }
 }
 

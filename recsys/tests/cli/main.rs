@@ -1,21 +1,25 @@
 //! The program as its users run it.
 #![allow(clippy::unwrap_used, reason = "functions that tests call")]
 
+mod runs;
+mod score;
+mod states;
+
 use assert_cmd::Command;
 use predicates::str::contains;
 use std::path::Path;
 
-fn program(dir: &Path, arguments: &str) -> Command {
+pub(crate) fn program(dir: &Path, arguments: &str) -> Command {
     let mut command = Command::cargo_bin("mamba-recsys").unwrap();
     command.current_dir(dir).args(arguments.split_whitespace());
     command
 }
 
-const SMALL: &str =
+pub(crate) const SMALL: &str =
     "--quiet --set model.hidden_size=16 --set model.mixer.d_state=4 --max-length 20 --batch 8";
 
 /// 40 users with 12 events each of 10 items.
-fn write_log(dir: &Path) {
+pub(crate) fn write_log(dir: &Path) {
     let rows = (0..480).map(|i| {
         let (user, event) = (i % 40, i / 40);
         format!("u{user},{},{event}\n", 100 + (user + event * (1 + user % 2)) % 10)
@@ -23,7 +27,16 @@ fn write_log(dir: &Path) {
     std::fs::write(dir.join("log.csv"), format!("user,item,time\n{}", rows.collect::<String>())).unwrap();
 }
 
-fn json(dir: &Path, arguments: &str) -> serde_json::Value {
+/// Three lines of a student's twelve answers.
+pub(crate) fn student(i: usize) -> String {
+    let answers: Vec<usize> =
+        (0..12).map(|event| usize::from(!(i + event * event).is_multiple_of(3))).collect();
+    let skills: Vec<usize> = (0..12).map(|event| 10 + (i + event) % 4).collect();
+    let line = |values: &[usize]| values.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
+    format!("12\n{}\n{}\n", line(&skills), line(&answers))
+}
+
+pub(crate) fn json(dir: &Path, arguments: &str) -> serde_json::Value {
     let output = program(dir, arguments).output().unwrap();
     assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(output.stdout.split(|&b| b == b'\n').rfind(|line| !line.is_empty()).unwrap())
@@ -39,7 +52,7 @@ fn train_eval_score_and_info_follow_one_another() {
     let evaluated = json(dir, "eval --data log.csv --checkpoint run --format json --quiet");
     assert_eq!(trained["test"], evaluated["test"]);
     assert_eq!(evaluated["test"][0]["metrics"]["queries"], 40);
-    json(dir, &format!("train --data log.csv --out other --seed 1 --epochs 1 --format json {SMALL}"));
+    json(dir, &format!("train --data log.csv --out other --seed 1 --epochs 4 --format json {SMALL}"));
     let compared = program(dir, "compare run other --format json").output().unwrap().stdout;
     let rows: Vec<serde_json::Value> =
         compared.split(|&b| b == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
@@ -191,13 +204,6 @@ fn data_sets_are_logs_by_name() {
 fn knowledge_is_traced_from_answers() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    let student = |i: usize| {
-        let answers: Vec<usize> =
-            (0..12).map(|event| usize::from(!(i + event * event).is_multiple_of(3))).collect();
-        let skills: Vec<usize> = (0..12).map(|event| 10 + (i + event) % 4).collect();
-        let line = |values: &[usize]| values.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
-        format!("12\n{}\n{}\n", line(&skills), line(&answers))
-    };
     std::fs::write(dir.join("a.csv"), (0..40).map(student).collect::<String>()).unwrap();
     std::fs::write(dir.join("b.csv"), student(7) + "1\n99\n1\n").unwrap();
     let small =
