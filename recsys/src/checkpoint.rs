@@ -133,6 +133,33 @@ pub fn write_items(dir: &Path, items: &ItemMap, counts: &[u64]) -> Result<()> {
     file.commit().map_err(Error::other)
 }
 
+/// Whether a run is saved in this folder, to be gone on with.
+pub fn is_saved(dir: &Path) -> bool {
+    dir.join("optim.safetensors").exists()
+}
+
+/// [`write_items`] for a new run. A saved one that is to go on has them already: they must be the same, and stay as they are.
+///
+/// # Errors
+/// A file that cannot be written; other items, or other counts.
+pub fn write_or_compare_items(dir: &Path, items: &ItemMap, counts: &[u64]) -> Result<()> {
+    let path = dir.join(ITEMS);
+    if !(is_saved(dir) && path.exists()) {
+        return write_items(dir, items, counts);
+    }
+    let (saved, saved_counts) = read_items(&path)?;
+    if saved.ids() == items.ids() && saved_counts[1..] == counts[1..] {
+        return Ok(());
+    }
+    let of = |items: &ItemMap, counts: &[u64]| (items.ids().len(), counts[1..].iter().sum::<u64>());
+    let ((saved, saved_sum), (now, now_sum)) = (of(&saved, &saved_counts), of(items, counts));
+    let message = format!(
+        "cannot resume with other data: {ITEMS} has {saved} ids that are trained on {saved_sum} times, --data and its \
+         settings give {now}, {now_sum} times; another --out starts anew"
+    );
+    Err(Error::Checkpoint { path: dir.to_owned(), message })
+}
+
 /// The items and their counts, which have a place for padding.
 pub(crate) fn read_items(path: &Path) -> Result<(ItemMap, Vec<u64>)> {
     let problem = |e: &dyn std::fmt::Display| Error::other(DataError::file(path, e));

@@ -57,7 +57,8 @@ pub fn summarise(ranks: &[usize], lists: &[Vec<u32>], answers: &[u32], popularit
     let n = ranks.len().max(1) as f64;
     let mean = |gain: &dyn Fn(f64) -> f64| -> BTreeMap<usize, f64> {
         let at = |k: usize| {
-            ranks.iter().filter(|&&rank| rank <= k).map(|&rank| gain(rank as f64)).sum::<f64>() / n
+            // The sum of nothing is -0, which would be printed.
+            ranks.iter().filter(|&&rank| rank <= k).map(|&rank| gain(rank as f64)).fold(0.0, |a, b| a + b) / n
         };
         CUTOFFS.iter().map(|&k| (k, at(k))).collect()
     };
@@ -112,5 +113,8 @@ mod tests {
     fn no_query_is_no_division_by_zero() {
         let metrics = summarise(&[], &[], &[], &[0, 1]);
         assert!(metrics.hit.values().all(|&x| x == 0.0) && metrics.popularity_lift == 0.0);
+        let missed = summarise(&[60], &[vec![]], &[1], &[0, 1]);
+        let figures = metrics.hit.values().chain(missed.ndcg.values()).chain(missed.mrr.values());
+        assert!(figures.cloned().all(|x| format!("{x:.4}") == "0.0000"));
     }
 }

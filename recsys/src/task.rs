@@ -9,6 +9,7 @@ use crate::models::Model;
 use crate::recommender::Recommender;
 use crate::sampler::{PackedBatch, Sampler};
 use candle_core::{D, Device, Tensor};
+use candle_nn::ops::sigmoid;
 use mamba_core::nn::widen;
 use mamba_core::run_folder::Metric;
 use mamba_core::train::{Prepared, StepLoss, Task};
@@ -109,10 +110,9 @@ impl<'a> Training<'a> {
     }
 }
 
-/// Mean of `-ln(1e-10 + σ(answer - other))`, as RecBole computes it.
+/// Mean of `-ln(1e-10 + σ(answer - other))`, as RecBole computes it; the gradient is finite whatever the difference.
 pub fn bpr_loss(answer: &Tensor, other: &Tensor) -> candle_core::Result<Tensor> {
-    let sigmoid = ((other - answer)?.exp()? + 1.0)?.recip()?;
-    (sigmoid + 1e-10)?.log()?.mean_all()?.neg()
+    (sigmoid(&(answer - other)?)? + 1e-10)?.log()?.mean_all()?.neg()
 }
 
 impl Task for Training<'_> {

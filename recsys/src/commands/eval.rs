@@ -11,7 +11,8 @@ use mamba_recsys::eval::{Scorer, evaluate};
 use mamba_recsys::metrics::{LIST, Metrics};
 use mamba_recsys::task::TrainingData;
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Flags of `eval`.
@@ -53,14 +54,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let device = args.common.start()?;
     let checkpoint = RecCheckpoint::open(&args.checkpoint)?;
-    let info = args.checkpoint.join("run.json");
-    let text = std::fs::read(&info).with_context(|| format!("cannot read {}", info.display()))?;
-    let info: RunInfo =
-        serde_json::from_slice(&text).with_context(|| format!("cannot read {}", info.display()))?;
-    let settings = info.settings.get("recsys").cloned().unwrap_or_default();
-    let mut cfg: RunConfig = serde_json::from_value(settings).with_context(|| {
-        format!("{}/run.json has no settings of a training run", args.checkpoint.display())
-    })?;
+    let mut cfg = saved_config(&args.checkpoint)?;
     cfg.eval.exclude_seen |= args.exclude_seen;
     let mut data = TrainingData::new(&args.log.read()?, &cfg.data)?;
     if data.dataset.items.ids() != checkpoint.items().ids() {
@@ -83,8 +77,19 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         table.add("whole history", test(&whole, &data, &cfg.eval, &args.common)?);
     }
     table.add_baselines(&args.common)?;
-    table.print(&args.common);
+    table.print(&args.common)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The settings that a run was trained with.
+pub(crate) fn saved_config(run: &Path) -> Result<RunConfig> {
+    let path = run.join("run.json");
+    let cannot_read = || format!("cannot read {}", path.display());
+    let text = std::fs::read(&path).with_context(cannot_read)?;
+    let info: RunInfo = serde_json::from_slice(&text).with_context(cannot_read)?;
+    let settings = info.settings.get("recsys").cloned().unwrap_or_default();
+    serde_json::from_value(settings)
+        .with_context(|| format!("{} has no settings of a training run", path.display()))
 }
 
 /// A scorer on the test queries.
@@ -137,31 +142,34 @@ impl<'a> Table<'a> {
     }
 
     /// On stdout, for people or as JSON.
-    pub(crate) fn print(&self, common: &CommonArgs) {
+    pub(crate) fn print(&self, common: &CommonArgs) -> Result<()> {
+        let mut out = std::io::stdout().lock();
         if common.format == Format::Json {
-            println!("{}", json!({ "exclude_seen": self.cfg.eval.exclude_seen, "test": self.rows() }));
-            return;
+            let json = json!({ "exclude_seen": self.cfg.eval.exclude_seen, "test": self.rows() });
+            return Ok(writeln!(out, "{json}")?);
         }
         let seen = if self.cfg.eval.exclude_seen { "seen ones left out" } else { "seen ones too" };
-        println!(
+        writeln!(
+            out,
             "{} queries, each against all {} items, {seen}",
             self.data.split.test.len(),
             self.data.dataset.items.ids().len()
-        );
+        )?;
         let cutoffs = [1, 5, 10, 20, 50];
-        print!("{:<14}", "");
+        write!(out, "{:<14}", "")?;
         for (name, cutoffs) in [("Hit@", &cutoffs[..]), ("NDCG@", &cutoffs[1..]), ("MRR@", &[10])] {
-            cutoffs.iter().for_each(|k| print!(" {:>8}", format!("{name}{k}")));
+            cutoffs.iter().try_for_each(|k| write!(out, " {:>8}", format!("{name}{k}")))?;
         }
-        println!(" {:>8} {:>8}", format!("cover@{LIST}"), "pop-lift");
+        writeln!(out, " {:>8} {:>8}", format!("cover@{LIST}"), "pop-lift")?;
         for (name, metrics) in &self.rows {
-            print!("{name:<14}");
+            write!(out, "{name:<14}")?;
             for (figures, cutoffs) in
                 [(&metrics.hit, &cutoffs[..]), (&metrics.ndcg, &cutoffs[1..]), (&metrics.mrr, &[10])]
             {
-                cutoffs.iter().for_each(|k| print!(" {:>8.4}", figures[k]));
+                cutoffs.iter().try_for_each(|k| write!(out, " {:>8.4}", figures[k]))?;
             }
-            println!(" {:>8.4} {:>8.3}", metrics.coverage, metrics.popularity_lift);
+            writeln!(out, " {:>8.4} {:>8.3}", metrics.coverage, metrics.popularity_lift)?;
         }
+        Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! `kt`: knowledge tracing, from answers of students to the chance that the next one is right.
 
-use super::compare::{data_name, save_results};
-use anyhow::Result;
+use super::compare::{Settings, data_name, save_results, settings_digest};
+use anyhow::{Result, bail};
 use mamba_core::cli::{CommonArgs, Format, TrainingArgs, interrupted};
 use mamba_core::optim::Decay;
 use mamba_core::run_folder::RunInfo;
@@ -9,7 +9,7 @@ use mamba_core::train::{self, Console, Stop, Task, TrainConfig};
 use mamba_core::{Error, Params};
 use mamba_datasets::registry::resolve_all;
 use mamba_datasets::{Fractions, index_split};
-use mamba_recsys::checkpoint::write_items;
+use mamba_recsys::checkpoint::write_or_compare_items;
 use mamba_recsys::knowledge::baselines::SkillMean;
 use mamba_recsys::knowledge::metrics::{KtMetrics, measure};
 use mamba_recsys::knowledge::{
@@ -17,7 +17,8 @@ use mamba_recsys::knowledge::{
     read_answers, sample,
 };
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Flags of `kt`.
@@ -46,12 +47,14 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
 #[derive(clap::Args)]
 #[command(after_help = "\
 A student takes three lines: the number of answers, the skill of each, and 1 or 0 for right or wrong, with commas between.
+A folder or set with train1.csv, valid1.csv and test.csv is divided already.
 
 Examples:
   mamba-recsys kt train
-  mamba-recsys kt train --data assist2009/train1.csv --valid assist2009/valid1.csv --test assist2009/test.csv --out runs/kt")]
+  mamba-recsys kt train --data assist2009 --out runs/kt
+  mamba-recsys kt train --data a.csv b.csv --test c.csv --out runs/kt")]
 struct TrainArgs {
-    /// Answers to train on: files, or files of a set of `mamba-recsys datasets list` [default: generated students]
+    /// Answers to train on: files, or a set of `mamba-recsys datasets list` [default: generated students]
     #[arg(long, value_name = "FILE", num_args = 1.., help_heading = "Data")]
     data: Vec<PathBuf>,
 
@@ -81,17 +84,14 @@ struct TrainArgs {
 impl TrainArgs {
     /// The students, divided as the flags say; what is not given as files is drawn from `--data` by seed.
     fn read(&self) -> Result<KtData> {
-        let all = match self.data.is_empty() {
-            true => sample(600, 0),
-            false => read_answers(&resolve_all(&self.data)?)?,
+        let data = resolve_all(&self.data)?;
+        let [train, valid, test] = divided(&data).unwrap_or([data, Vec::new(), Vec::new()]);
+        let all = if train.is_empty() { sample(600, 0) } else { answers(&train)? };
+        let given = |paths: &[PathBuf], of_folder: Vec<PathBuf>| -> Result<Option<AnswerLog>> {
+            let paths = if paths.is_empty() { of_folder } else { resolve_all(paths)? };
+            (!paths.is_empty()).then(|| answers(&paths)).transpose()
         };
-        let given = |paths: &[PathBuf]| -> Result<Option<AnswerLog>> {
-            Ok(match paths.is_empty() {
-                true => None,
-                false => Some(read_answers(&resolve_all(paths)?)?),
-            })
-        };
-        let (valid, test) = (given(&self.valid)?, given(&self.test)?);
+        let (valid, test) = (given(&self.valid, valid)?, given(&self.test, test)?);
         let share = |log: &Option<AnswerLog>, share: f64| if log.is_some() { 0.0 } else { share };
         let fractions = Fractions { valid: share(&valid, 0.1), test: share(&test, 0.2) };
         let places = index_split(all.students(), fractions, self.training.settings.seed.unwrap_or(0))?;
@@ -135,6 +135,29 @@ impl TrainArgs {
     }
 }
 
+/// The files that a folder is divided into, if it is: to train on, to validate, to test.
+fn divided(paths: &[PathBuf]) -> Option<[Vec<PathBuf>; 3]> {
+    let [folder] = paths else { return None };
+    let files = ["train1.csv", "valid1.csv", "test.csv"].map(|name| folder.join(name));
+    files.iter().all(|file| file.is_file()).then(|| files.map(|file| vec![file]))
+}
+
+/// The answers in some files.
+fn answers(paths: &[PathBuf]) -> Result<AnswerLog> {
+    if let Some(folder) = paths.iter().find(|path| path.is_dir()) {
+        let names = file_names(folder)?.join(", ");
+        bail!("{} is a folder; name the files in it: {names}", folder.display());
+    }
+    Ok(read_answers(paths)?)
+}
+
+fn file_names(folder: &Path) -> Result<Vec<String>> {
+    let names = std::fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    let mut names = names.collect::<Result<Vec<_>>>()?;
+    names.sort();
+    Ok(names)
+}
+
 /// Where `places` of a list are once those of `removed` are gone.
 fn after_removal(places: &[usize], removed: &[usize]) -> Vec<usize> {
     places.iter().map(|&place| place - removed.iter().filter(|&&gone| gone < place).count()).collect()
@@ -162,7 +185,7 @@ fn train(args: TrainArgs) -> Result<ExitCode> {
     console.note(&format!("mamba4kt: {} parameters", task.params().count()));
     let settings = json!({ "kt": &cfg, "data": &args.data, "valid": &args.valid, "test": &args.test });
     let info = RunInfo::new("mamba-recsys", env!("CARGO_PKG_VERSION"), &device, cfg.train.seed, settings);
-    write_items(&args.out, &data.skills, &data.counts())?;
+    write_or_compare_items(&args.out, &data.skills, &data.counts())?;
     let stop = Stop::on_signals()?;
     if train::run_recorded(&mut task, &cfg.train, &folder, info, &mut console, &stop)?.is_none() {
         return Ok(interrupted(&console, &args.out));
@@ -177,17 +200,20 @@ fn train(args: TrainArgs) -> Result<ExitCode> {
     };
     rows.push(("skill, own answers", baseline(&|student| means.predict_with_own_answers(student))));
     rows.push(("skill", baseline(&|student| means.predict(student))));
-    print(&rows, &args.common);
     let data_name = data_name(&args.data, "generated students");
-    save_results(&args.out, &data_name, cfg.train.seed, &as_json(&rows))?;
+    let settings = Settings { model: settings_digest(&cfg)?, baselines: settings_digest(&())? };
+    save_results(&args.out, &data_name, cfg.train.seed, &settings, &as_json(&rows))?;
+    print(&rows, &args.common)?;
     console.note(&format!("run in {0}: model, skills, metrics, {0}/loss.svg", args.out.display()));
     Ok(ExitCode::SUCCESS)
 }
 
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  mamba-recsys kt eval --data assist2009/test.csv --checkpoint runs/kt")]
+#[command(after_help = "Examples:\n  \
+    mamba-recsys kt eval --data assist2009 --checkpoint runs/kt\n  \
+    mamba-recsys kt eval --data answers.csv --checkpoint runs/kt")]
 struct EvalArgs {
-    /// Answers: files, or files of a set of `mamba-recsys datasets list`
+    /// Answers: files, or a set of `mamba-recsys datasets list`, of which test.csv is taken
     #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
     data: Vec<PathBuf>,
 
@@ -202,13 +228,15 @@ struct EvalArgs {
 fn eval(args: EvalArgs) -> Result<ExitCode> {
     let device = args.common.start()?;
     let checkpoint = KtCheckpoint::open(&args.checkpoint)?;
-    let students = read_answers(&resolve_all(&args.data)?)?.numbered(checkpoint.skills());
+    let data = resolve_all(&args.data)?;
+    let data = divided(&data).map_or(data, |[_, _, test]| test);
+    let students = answers(&data)?.numbered(checkpoint.skills());
     let unknown = students.iter().flat_map(|s| &s.skills).filter(|&&skill| skill == 0).count();
     if unknown > 0 && !args.common.quiet {
         eprintln!("{unknown} answers are to skills that the model does not know");
     }
     let model = checkpoint.model(args.common.dtype(), &device)?;
-    print(&[("mamba4kt", test(&model, &students, &device, &args.common)?)], &args.common);
+    print(&[("mamba4kt", test(&model, &students, &device, &args.common)?)], &args.common)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -238,13 +266,14 @@ fn as_json(rows: &[(&str, KtMetrics)]) -> Vec<Value> {
 }
 
 /// On stdout, for people or as JSON.
-fn print(rows: &[(&str, KtMetrics)], common: &CommonArgs) {
+fn print(rows: &[(&str, KtMetrics)], common: &CommonArgs) -> Result<()> {
+    let mut out = std::io::stdout().lock();
     if common.format == Format::Json {
-        println!("{}", json!({ "test": as_json(rows) }));
-        return;
+        return Ok(writeln!(out, "{}", json!({ "test": as_json(rows) }))?);
     }
-    println!("{} answers\n{:<20} {:>8} {:>8}", rows[0].1.answers, "", "AUC", "accuracy");
+    writeln!(out, "{} answers\n{:<20} {:>8} {:>8}", rows[0].1.answers, "", "AUC", "accuracy")?;
     for (name, metrics) in rows {
-        println!("{name:<20} {:>8.4} {:>8.4}", metrics.auc, metrics.accuracy);
+        writeln!(out, "{name:<20} {:>8.4} {:>8.4}", metrics.auc, metrics.accuracy)?;
     }
+    Ok(())
 }

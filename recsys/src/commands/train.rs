@@ -1,21 +1,21 @@
 //! `train`: a model on an interaction log.
 
-use super::compare::{data_name, save_results};
-use super::eval::{Table, test};
+use super::compare::{Settings, data_name, save_results, settings_digest};
+use super::eval::{Table, saved_config, test};
 use super::log::LogArgs;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use mamba_core::cli::{CommonArgs, TrainingArgs, interrupted};
 use mamba_core::optim::Decay;
 use mamba_core::run_folder::RunInfo;
 use mamba_core::train::{self, Console, Stop, Task, TrainConfig};
 use mamba_core::{Error, Mamba2Config, Params};
 use mamba_recsys::ModelConfig;
-use mamba_recsys::checkpoint::{RecCheckpoint, write_items};
+use mamba_recsys::checkpoint::{RecCheckpoint, is_saved, write_or_compare_items};
 use mamba_recsys::config::{DataConfig, EvalConfig, ObjectiveConfig, Positions, RunConfig};
 use mamba_recsys::data::{Dataset, Log, Split};
 use mamba_recsys::sampler::Sampler;
 use mamba_recsys::task::{Training, TrainingData};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Flags of `train`.
@@ -113,6 +113,18 @@ impl Args {
     }
 }
 
+/// Refuses to go on with a saved run under settings that make it another; those of the loop itself, the loop compares.
+fn refuse_other_settings(out: &Path, cfg: &RunConfig) -> Result<()> {
+    let (saved, now) = (serde_json::to_value(saved_config(out)?)?, serde_json::to_value(cfg)?);
+    for name in ["model", "data", "objective", "eval"] {
+        let (saved, now) = (&saved[name], &now[name]);
+        if saved != now {
+            bail!("{}: cannot resume with other settings: {name} is {now}, was {saved}", out.display());
+        }
+    }
+    Ok(())
+}
+
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let device = args.common.start()?;
@@ -134,6 +146,9 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     drop(log);
 
     let params = Params::fresh(cfg.train.seed, args.common.dtype(), &device);
+    if args.training.resume && is_saved(&args.out) {
+        refuse_other_settings(&args.out, &cfg)?;
+    }
     let folder = args.training.folder(&args.out)?;
     let mut task = Training::new(&cfg, &data, params)?;
     console.note(&format!(
@@ -145,7 +160,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     ));
     let settings = serde_json::json!({ "recsys": &cfg, "data": &args.log.data });
     let info = RunInfo::new("mamba-recsys", env!("CARGO_PKG_VERSION"), &device, cfg.train.seed, settings);
-    write_items(&args.out, &dataset.items, &data.popularity)?;
+    write_or_compare_items(&args.out, &dataset.items, &data.popularity)?;
     let stop = Stop::on_signals()?;
     if train::run_recorded(&mut task, &cfg.train, &folder, info, &mut console, &stop)?.is_none() {
         return Ok(interrupted(&console, &args.out));
@@ -157,9 +172,11 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let mut table = Table::new(&cfg, &data);
     table.add(cfg.model.name(), test(&recommender, &data, &cfg.eval, &args.common)?);
     table.add_baselines(&args.common)?;
-    table.print(&args.common);
     let data_name = data_name(&args.log.data, "generated sample");
-    save_results(&args.out, &data_name, cfg.train.seed, &table.rows())?;
+    let settings =
+        Settings { model: settings_digest(&cfg)?, baselines: settings_digest(&(&cfg.data, &cfg.eval))? };
+    save_results(&args.out, &data_name, cfg.train.seed, &settings, &table.rows())?;
+    table.print(&args.common)?;
     let out = args.out.display();
     console.note(&format!("run in {out}: model, items, metrics, {out}/loss.svg"));
     Ok(ExitCode::SUCCESS)

@@ -26,6 +26,7 @@ pub struct KtCheckpoint {
     config: KtCheckpointConfig,
     tensors: BTreeMap<String, Tensor>,
     skills: ItemMap,
+    counts: Vec<u64>,
 }
 
 impl KtCheckpoint {
@@ -38,7 +39,7 @@ impl KtCheckpoint {
         let problem = |message: String| Error::Checkpoint { path: path.to_owned(), message };
         let config: KtCheckpointConfig = serde_json::from_value(read.config)
             .map_err(|e| problem(format!("{}: not a knowledge tracer: {e}", checkpoint::CONFIG)))?;
-        let (skills, _) = read_items(&path.join(ITEMS))?;
+        let (skills, counts) = read_items(&path.join(ITEMS))?;
         if skills.n_items() != config.n_skills {
             let (got, expected) = (skills.n_items(), config.n_skills);
             return Err(problem(format!(
@@ -46,12 +47,22 @@ impl KtCheckpoint {
                 checkpoint::CONFIG
             )));
         }
-        Ok(Self { path: path.to_owned(), config, tensors: read.tensors, skills })
+        Ok(Self { path: path.to_owned(), config, tensors: read.tensors, skills, counts })
+    }
+
+    /// The tensors.
+    pub fn tensors(&self) -> &BTreeMap<String, Tensor> {
+        &self.tensors
     }
 
     /// The skills that the model knows.
     pub fn skills(&self) -> &ItemMap {
         &self.skills
+    }
+
+    /// Training answers of each skill; place 0 is the unknown one.
+    pub fn counts(&self) -> &[u64] {
+        &self.counts
     }
 
     /// `config.json`.
