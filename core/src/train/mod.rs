@@ -223,12 +223,12 @@ fn drive(
         // evaluate and save
         let out_of_time = config.max_minutes.is_some_and(|m| clock.elapsed().as_secs_f64() >= 60.0 * m);
         let last = step >= config.steps || out_of_time;
-        let evaluate =
-            (last || (step > 0 && step % config.eval_every == 0)) && run.state.evaluated != Some(step);
+        let evaluate = (last || (step > 0 && step.is_multiple_of(config.eval_every)))
+            && run.state.evaluated != Some(step);
         if evaluate {
             run.evaluate(task, console)?;
         }
-        if last || evaluate || (step > 0 && step % config.save_every == 0) {
+        if last || evaluate || (step > 0 && step.is_multiple_of(config.save_every)) {
             run.save()?;
         }
         if step >= config.steps {
@@ -274,7 +274,7 @@ fn drive(
 
         // log
         console.step(run.state.step);
-        if run.state.step % config.log_every == 0 || run.state.step == config.steps {
+        if run.state.step.is_multiple_of(config.log_every) || run.state.step == config.steps {
             let seconds = seconds_before + clock.elapsed().as_secs_f64();
             let rate = items as f64 / last_line.elapsed().as_secs_f64().max(1e-9);
             let loss = run.state.loss_sum / run.state.loss_count as f64;
