@@ -67,6 +67,16 @@ impl CheckpointConfig {
         values.contiguous()?.index_select(&Tensor::new(places, values.device())?, 2)
     }
 
+    /// Refuses rows that come at another distance than those of the training.
+    pub fn check_frequency(&self, frequency: Frequency) -> Result<()> {
+        match self.frequency.filter(|trained| *trained != frequency) {
+            Some(trained) => Err(Error::Mismatch(format!(
+                "the rows come every {frequency}, but the model was trained on rows every {trained}"
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// Refuses targets that are no columns.
     pub fn validate_targets(&self) -> Result<()> {
         match self.targets.iter().find(|target| !self.columns.contains(target)) {
@@ -126,6 +136,12 @@ impl ForecastCheckpoint {
         config.model.validate(config.sizes()).map_err(|e| problem(e.to_string()))?;
         config.validate_targets().map_err(|e| problem(e.to_string()))?;
         Ok(Self { path: path.to_owned(), config, tensors: read.tensors, files: read.files })
+    }
+
+    /// The same forecaster, for tables that are read in another way.
+    pub fn with_table(mut self, table: TableOptions) -> Self {
+        self.config.table = table;
+        self
     }
 
     /// Where it was read from.

@@ -106,8 +106,8 @@ impl Default for TrainSettings {
 impl TrainSettings {
     /// Steps of an epoch over so many windows; too few for one batch are an error.
     pub fn steps_per_epoch(&self, windows: usize) -> Result<u64> {
-        if self.batch_size == 0 || self.window_stride == 0 {
-            return Err(Error::Config("batch_size and window_stride must be at least 1".into()));
+        if self.epochs == 0 || self.batch_size == 0 || self.window_stride == 0 {
+            return Err(Error::Config("epochs, batch_size and window_stride must be at least 1".into()));
         }
         match windows.div_ceil(self.window_stride) / self.batch_size {
             0 => Err(Error::Config(format!(

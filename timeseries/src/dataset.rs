@@ -1,7 +1,7 @@
 //! Windows over standardised series, and batches of them.
 
 use crate::calendar::{N_MARKS, marks};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::Input;
 use crate::scale::Scaler;
 use crate::split::{Part, Parts, Split};
@@ -44,14 +44,7 @@ impl Dataset {
         scaler: Option<&Scaler>,
     ) -> Result<Self> {
         let n = table.columns.len();
-        let parts = table.series.iter().map(|series| {
-            let parts = split.parts(series.len(), seq_len, pred_len);
-            parts.map_err(|error| match series.id.is_empty() {
-                true => error.into(),
-                false => crate::Error::series(&table.path, &series.id, error),
-            })
-        });
-        let parts = parts.collect::<Result<Vec<Parts>>>()?;
+        let parts = table.parts(split, seq_len, pred_len)?;
         let scaler = match scaler {
             Some(scaler) => scaler.clone(),
             None => {
@@ -59,7 +52,8 @@ impl Dataset {
                     let rows = parts.rows(Part::Train);
                     &series.values[rows.start * n..rows.end * n]
                 });
-                Scaler::fit(&train.collect::<Vec<_>>(), &table.columns)?
+                let train: Vec<_> = train.collect();
+                Scaler::fit(&train, &table.columns).map_err(|e| Error::table(&table.path, e))?
             }
         };
         let series = table.series.iter().zip(parts).map(|(series, parts)| Prepared {

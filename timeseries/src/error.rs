@@ -59,6 +59,18 @@ fn series_name(id: &str) -> String {
 }
 
 impl Error {
+    /// The same of another path: that by which a user knows the file.
+    pub fn at(self, path: &Path) -> Self {
+        let path = path.to_owned();
+        match self {
+            Self::Read { source, .. } => Self::Read { path, source },
+            Self::Table { message, .. } => Self::Table { path, message },
+            Self::Line { line, message, .. } => Self::Line { path, line, message },
+            Self::Series { id, message, .. } => Self::Series { path, id, message },
+            other => other,
+        }
+    }
+
     pub(crate) fn table(path: &Path, message: impl ToString) -> Self {
         Self::Table { path: path.to_owned(), message: message.to_string() }
     }

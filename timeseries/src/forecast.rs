@@ -5,7 +5,7 @@ use crate::checkpoint::{CheckpointConfig, ForecastCheckpoint};
 use crate::conformal::{Calibration, spread};
 use crate::error::{Error, Result};
 use crate::models::{ForecastModel, Input};
-use crate::table::{Frequency, Series};
+use crate::table::{Course, Frequency, Series};
 use candle_core::{DType, Device, Tensor};
 
 /// What a forecast is made from: the last rows of a series.
@@ -59,11 +59,7 @@ impl Forecaster {
         device: &Device,
     ) -> Result<Self> {
         let config = checkpoint.config().clone();
-        if let Some(trained) = config.frequency.filter(|trained| *trained != frequency) {
-            return Err(Error::Mismatch(format!(
-                "the rows come every {frequency}, but the model was trained on rows every {trained}"
-            )));
-        }
+        config.check_frequency(frequency)?;
         let calibration = Calibration::load(checkpoint.path(), &config)?;
         match &calibration {
             None if !levels.is_empty() => {
@@ -89,6 +85,11 @@ impl Forecaster {
     /// Time between rows.
     pub fn frequency(&self) -> Frequency {
         self.frequency
+    }
+
+    /// Zone of the times, if one is given.
+    pub fn zone(&self) -> Option<chrono_tz::Tz> {
+        self.zone
     }
 
     /// The checkpoint's settings.
@@ -144,6 +145,7 @@ impl Forecaster {
             .iter()
             .zip(y.chunks(h * n).zip(spreads.chunks(n)))
             .map(|(look_back, (y, spread))| {
+                let course = Course::new(self.frequency, self.zone, look_back.times);
                 let last = look_back.times[l - 1];
                 let restore = |shift: &dyn Fn(usize) -> f64| -> Vec<f64> {
                     y.iter()
@@ -158,7 +160,7 @@ impl Forecaster {
                     Interval { level, lower: restore(&|i| -half(i)), upper: restore(&half) }
                 };
                 Forecast {
-                    times: (1..=h).map(|step| self.frequency.after(last, step)).collect(),
+                    times: (1..=h).map(|step| course.after(last, step)).collect(),
                     values: restore(&|_| 0.0),
                     intervals: self.levels.iter().map(interval).collect(),
                 }

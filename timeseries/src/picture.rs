@@ -36,6 +36,8 @@ pub struct ForecastPicture<'a> {
     pub actual: Option<&'a [f64]>,
     /// Time between rows.
     pub frequency: Frequency,
+    /// Zone of the times, if one is given.
+    pub zone: Option<chrono_tz::Tz>,
 }
 
 impl ForecastPicture<'_> {
@@ -106,7 +108,7 @@ impl ForecastPicture<'_> {
         let last = (start + forecast.len() - 1) as f64;
 
         let times: Vec<i64> = self.times.iter().chain(&self.forecast.times).copied().collect();
-        let axis = TimeAxis { last, ticks: ticks(&times, self.frequency) };
+        let axis = TimeAxis { last, ticks: ticks(&times, self.frequency, self.zone) };
         let mut chart = ChartBuilder::on(area)
             .margin_left(12)
             .margin_right(28)
@@ -191,13 +193,13 @@ impl ValueFormatter<f64> for TimeAxis {
 }
 
 /// Places and labels on the time axis: at most nine, at round times.
-fn ticks(times: &[i64], frequency: Frequency) -> Vec<(f64, String)> {
+fn ticks(times: &[i64], frequency: Frequency, zone: Option<chrono_tz::Tz>) -> Vec<(f64, String)> {
     const HOUR: i64 = 3_600_000;
     const DAY: i64 = 24 * HOUR;
     const MOST: usize = 9;
     let every = |n: usize| {
         let at = |i: &usize| i.is_multiple_of(n);
-        (0..times.len()).filter(at).map(|i| (i as f64, frequency.format(times[i]))).collect::<Vec<_>>()
+        (0..times.len()).filter(at).map(|i| (i as f64, frequency.format(times[i], zone))).collect::<Vec<_>>()
     };
     let evenly = || every(times.len().div_ceil(MOST - 1).max(1));
     let Frequency::Milliseconds(_) = frequency else {
@@ -222,15 +224,17 @@ fn ticks(times: &[i64], frequency: Frequency) -> Vec<(f64, String)> {
         7 * DAY,
         28 * DAY,
     ];
+    // by the clocks of the zone
+    let times: Vec<_> = times.iter().map(|&time| local(time, zone)).collect();
+    let clock = |i: usize| times[i].and_utc().timestamp_millis();
     for step in steps {
         // Weeks begin on Mondays; 1970-01-05 was one.
         let origin = if step >= 7 * DAY { 4 * DAY } else { 0 };
-        let round: Vec<usize> = (0..times.len()).filter(|&i| (times[i] - origin) % step == 0).collect();
+        let round: Vec<usize> = (0..times.len()).filter(|&i| (clock(i) - origin) % step == 0).collect();
         if (2..=MOST).contains(&round.len()) {
             let label = |i: usize| {
-                let at = local(times[i], None);
-                let midnight = times[i] % DAY == 0;
-                at.format(if midnight { "%b %-d" } else { "%H:%M" }).to_string()
+                let midnight = clock(i) % DAY == 0;
+                times[i].format(if midnight { "%b %-d" } else { "%H:%M" }).to_string()
             };
             return round.into_iter().map(|i| (i as f64, label(i))).collect();
         }

@@ -81,10 +81,10 @@ impl Split {
             Self::Ett { rows_per_hour } => {
                 let month = 30 * 24 * rows_per_hour;
                 if rows_per_hour == 0 || rows < 20 * month {
-                    return Err(Error::Config(format!(
-                        "the split of ETT takes {} rows, the series has {rows}",
+                    return Err(Error::other(crate::Error::Mismatch(format!(
+                        "the split of ETT takes {} rows, the series has {rows}; --split 0.7,0.2 takes shares",
                         20 * month
-                    )));
+                    ))));
                 }
                 (0..12 * month, 12 * month..16 * month, 16 * month..20 * month)
             }

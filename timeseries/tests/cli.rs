@@ -103,7 +103,10 @@ fn a_model_is_trained_tested_and_forecasts() {
             ["forecast", rows, "--checkpoint", run, "--out", &path, "--plot", &plot, "--plot-id", "south"];
         command(&args).assert().success();
         let before = std::fs::metadata(&path).unwrap().modified().unwrap();
-        assert!(stderr(&mut command(&args), 0).contains("left as it is"));
+        std::fs::remove_file(&plot).unwrap();
+        let again = stderr(&mut command(&args), 0);
+        assert!(again.contains(&format!("left as it is; picture in {plot}")), "{again}");
+        assert!(Path::new(&plot).exists(), "it is drawn all the same");
         assert_eq!(std::fs::metadata(&path).unwrap().modified().unwrap(), before);
     }
     let csv = std::fs::read_to_string(file("f.csv")).unwrap();
@@ -243,9 +246,12 @@ fn faults_end_with_a_message_and_the_right_code() {
         stderr(&mut command(&[&args[..], more].concat()), code)
     };
     let constant = run(rows(100, &|_| "5".into()), &[], 1);
-    assert!(constant.contains("column a never changes in the training part"), "{constant}");
+    assert!(constant.contains("t.csv: column a never changes in the training part"), "{constant}");
     let short = run(rows(20, &|i| i.to_string()), &[], 1);
-    assert!(short.contains("the validation part has 2 of the series' 20 rows; 4 are needed"), "{short}");
+    assert!(
+        short.contains("t.csv: the validation part has 2 of the series' 20 rows; 4 are needed"),
+        "{short}"
+    );
     let short = run(rows(20, &|i| i.to_string()), &["--split", "0.6,0.1"], 1);
     assert!(short.contains("the test part has 2 of the series' 20 rows"), "{short}");
     let missing = run(rows(100, &|_| String::new()), &[], 1);
@@ -256,7 +262,14 @@ fn faults_end_with_a_message_and_the_right_code() {
     assert!(unknown.contains("there is no model \"prophet\", only s-mamba"), "{unknown}");
     let patch = run(rows(100, &|i| i.to_string()), &["--model", "bi-mamba-plus"], 2);
     assert!(patch.contains("patches of 24 steps, 12 apart, do not fit into 8 steps"), "{patch}");
+    let epochs = run(rows(100, &|i| i.to_string()), &["--epochs", "0", "--set", "train.batch_size=8"], 2);
+    assert!(epochs.contains("epochs, batch_size and window_stride must be at least 1"), "{epochs}");
+    let rate = ["--learning-rate", "nan", "--set", "train.batch_size=8"];
+    let rate = run(rows(100, &|i| i.to_string()), &rate, 2);
+    assert!(rate.contains("learning_rate is") && rate.contains("must be above 0"), "{rate}");
     assert!(!out.exists(), "nothing is left behind");
+    let id = stderr(&mut command(&["train", "--id", "x", "--out", out.to_str().unwrap()]), 1);
+    assert!(id.starts_with("error: nyc_weather_2013.csv.gz: there is no column \"x\", only "), "{id}");
     let none = stderr(&mut command(&["eval", "--checkpoint", out.to_str().unwrap()]), 1);
     assert!(none.contains("there is no such folder"), "{none}");
 }
@@ -280,4 +293,152 @@ fn data_sets_are_tables_by_name() {
     }
     let quick = ["--model", "dlinear", "--horizon", "6", "--look-back", "24", "--epochs", "1", "--quiet"];
     command(&[&train("etth1")[..], &quick].concat()).assert().success();
+}
+
+/// A small linear model, trained in no time.
+fn quick(table: &Path, out: &Path, more: &[&str]) -> Command {
+    let (table, out) = (table.to_str().unwrap(), out.to_str().unwrap());
+    let args = [
+        "train",
+        table,
+        "--out",
+        out,
+        "--model",
+        "dlinear",
+        "--horizon",
+        "6",
+        "--look-back",
+        "24",
+        "--epochs",
+        "1",
+    ];
+    command(&[&args[..], more].concat())
+}
+
+#[test]
+fn flags_change_how_the_table_of_a_checkpoint_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let (rows, out) = (table(&folder, "load.csv", 400), folder.path().join("run"));
+    quick(&rows, &out, &["--id", "place", "--gaps", "keep"]).assert().success();
+    let run = out.to_str().unwrap();
+    let mut text = std::fs::read_to_string(&rows).unwrap();
+    let last = text.lines().last().unwrap().to_owned();
+    text += &format!("{last}\n");
+    let twice = folder.path().join("twice.csv");
+    std::fs::write(&twice, &text).unwrap();
+    for verb in ["eval", "forecast", "backtest"] {
+        let args = [verb, twice.to_str().unwrap(), "--checkpoint", run, "--quiet"];
+        let refused = stderr(&mut command(&args), 1);
+        assert!(refused.contains("--duplicates first, last or mean merges them\n"), "{refused}");
+        command(&[&args[..], &["--duplicates", "last"]].concat()).assert().success();
+    }
+    // every other row is at another distance
+    let half: String =
+        text.lines().enumerate().filter(|(i, _)| i % 2 == 0).map(|(_, l)| format!("{l}\n")).collect();
+    let half_path = folder.path().join("half.csv");
+    std::fs::write(&half_path, half).unwrap();
+    for verb in ["eval", "forecast", "backtest"] {
+        let args = [verb, half_path.to_str().unwrap(), "--checkpoint", run, "--duplicates", "last"];
+        let refused = stderr(&mut command(&args), 1);
+        assert!(
+            refused.contains("the rows come every 2 hours, but the model was trained on rows every 1 hour"),
+            "{refused}"
+        );
+    }
+    // one object a line, at times of the zone
+    let args = [
+        "forecast",
+        rows.to_str().unwrap(),
+        "--checkpoint",
+        run,
+        "--format",
+        "json",
+        "--time-zone",
+        "Europe/Berlin",
+    ];
+    let text = stdout(&mut command(&args));
+    let objects: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(objects.len(), 2 * 6 * 2);
+    assert_eq!(objects[0]["time"], "2021-01-17T16:00:00+01:00");
+
+    // a preset's way of reading is changed by flags as well
+    let preset = ["--id", "place", "--preset", "weather"];
+    let other = folder.path().join("other");
+    quick(&twice, &other, &preset).assert().success();
+    let strict =
+        quick(&twice, &folder.path().join("strict"), &[&preset[..], &["--duplicates", "error"]].concat())
+            .assert()
+            .code(1);
+    assert!(String::from_utf8_lossy(&strict.get_output().stderr).contains("the time is that of line"));
+    // a flag counts before a setting
+    let third = folder.path().join("third");
+    quick(&rows, &third, &["--id", "place", "--gaps", "keep", "--set", "pred_len=12"]).assert().success();
+    let info = last_json(&mut command(&["info", third.to_str().unwrap(), "--format", "json"]));
+    assert_eq!(info["config"]["pred_len"], 6);
+}
+
+#[test]
+fn nothing_is_written_over_unasked() {
+    let folder = tempfile::tempdir().unwrap();
+    let (rows, out) = (table(&folder, "load.csv", 400), folder.path().join("run"));
+    quick(&rows, &out, &["--id", "place", "--gaps", "keep"]).assert().success();
+    let before = std::fs::read(&rows).unwrap();
+    let (rows, run) = (rows.to_str().unwrap(), out.to_str().unwrap());
+    for verb in ["forecast", "backtest"] {
+        let own = stderr(&mut command(&[verb, rows, "--checkpoint", run, "--out", rows, "--overwrite"]), 2);
+        assert!(own.contains("is the table itself; name another file"), "{own}");
+    }
+    assert!(std::fs::read(rows).unwrap() == before);
+    let notes = folder.path().join("notes.csv");
+    std::fs::write(&notes, "mine").unwrap();
+    let args = ["backtest", rows, "--checkpoint", run, "--out", notes.to_str().unwrap()];
+    let kept = stderr(&mut command(&args), 1);
+    assert!(kept.contains("notes.csv exists already\nhint: --overwrite replaces it"), "{kept}");
+    assert_eq!(std::fs::read_to_string(&notes).unwrap(), "mine");
+    command(&[&args[..], &["--overwrite"]].concat()).assert().success();
+    assert!(std::fs::read_to_string(&notes).unwrap().starts_with("id,origin,step,"));
+    let none = stderr(&mut command(&["backtest", rows, "--checkpoint", run, "--origins", "0"]), 2);
+    assert!(none.contains("--origins"), "{none}");
+}
+
+#[test]
+fn a_benchmark_goes_on_with_its_own_table_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, other) = (table(&folder, "one.csv", 200), table(&folder, "other.csv", 220));
+    let out = folder.path().join("runs");
+    let bench = |table: &Path, more: &[&str]| {
+        let (table, out) = (table.to_str().unwrap(), out.to_str().unwrap());
+        let args = ["bench-table", table, "--out", out, "--preset", "weather", "--model", "dlinear"];
+        let small = ["--horizons", "6", "--seeds", "1,2", "--set", "seq_len=24", "--set", "train.epochs=1"];
+        command(&[&args[..], &small, more].concat())
+    };
+    let first = stdout(&mut bench(&one, &[]));
+    assert!(first.lines().nth(2).unwrap().starts_with("| dlinear | 6 | 2 | "), "{first}");
+    assert_eq!(stdout(&mut bench(&one, &["--quiet"])), first);
+    let rows = stdout(&mut bench(&one, &["--format", "json"]));
+    assert_eq!(rows.lines().count(), 2);
+    let mixed = stderr(&mut bench(&other, &[]), 1);
+    assert!(mixed.contains("test.json is of another table than "), "{mixed}");
+    let seed = stderr(&mut bench(&one, &["--seed", "3"]), 2);
+    assert!(seed.contains("--seeds names the seeds of the runs"), "{seed}");
+}
+
+#[test]
+fn the_mixers_of_the_readme_fit_every_model_that_it_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = table(&folder, "load.csv", 200);
+    let mixers = r#"model.ssm_cfg={"type": "mamba2", "d_state": 64, "headdim": 32}"#;
+    let train = |model: &str, more: &[&str]| {
+        let out = folder.path().join(model);
+        let (rows, out) = (rows.to_str().unwrap(), out.to_str().unwrap());
+        let args = ["train", rows, "--out", out, "--model", model, "--id", "place", "--gaps", "keep"];
+        let small = ["--horizon", "6", "--look-back", "48", "--minutes", "0", "--set", mixers];
+        command(&[&args[..], &small, more].concat())
+    };
+    for model in ["s-mamba", "bi-mamba-plus", "mamba", "mamba-simple"] {
+        train(model, &[]).assert().success();
+    }
+    let apart = stderr(&mut train("time-machine", &[]), 2);
+    assert!(apart.contains("--set model.channel_independent=false gives them the variables"), "{apart}");
+    train("time-machine", &["--set", "model.channel_independent=false"]).assert().success();
 }

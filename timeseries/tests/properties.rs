@@ -2,9 +2,12 @@
 //! learning.
 #![allow(clippy::unwrap_used, reason = "functions that tests call")]
 
+use arrow_array::types::Int32Type;
+use arrow_array::*;
 use candle_core::{DType, Device, Result, Tensor};
 use mamba_core::optim::{AdamW, AdamWConfig, Gradients};
 use mamba_core::{Mamba1Config, Mamba2Config, MixerConfig, Params, Rng};
+use mamba_datasets::job::{self, arrow_array};
 use mamba_kernels::testing::{emulation, expect_close};
 use mamba_timeseries::dataset::Dataset;
 use mamba_timeseries::models::{
@@ -12,9 +15,10 @@ use mamba_timeseries::models::{
     TimeMachineConfig, TslibConfig,
 };
 use mamba_timeseries::split::{Part, Split};
-use mamba_timeseries::table::{Duplicates, Gaps, Missing, SeriesStream, Table, TableOptions};
+use mamba_timeseries::table::{Decimal, Duplicates, Gaps, Missing, SeriesStream, Table, TableOptions};
 use proptest::prelude::*;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tempfile::TempDir;
 
 const SIZES: Sizes = Sizes { seq_len: 24, pred_len: 8, n_vars: 3, n_marks: 0 };
@@ -296,7 +300,7 @@ fn faults_are_named_with_their_line() {
         (
             "date,a\n2021-01-01,1\n2021-01-01,1\n",
             &plain,
-            "t.csv:3: the time is that of line 2; --duplicates first, last or mean merges them",
+            "t.csv:3: the time is that of line 2; --duplicates first, last or mean merges them, or name the column of the series by --id",
         ),
         ("date,a\n2021-01-01,1\n", &plain, "t.csv: a series needs at least two rows with different times"),
         (
@@ -331,6 +335,16 @@ fn faults_are_named_with_their_line() {
             &plain,
             "t.csv:2: column \"date\": \"1/2/2021\" may begin with the day or with the month",
         ),
+        (
+            "timestamp,a\n1357020000,1\n1357023600,2\n",
+            &plain,
+            "t.csv:2: column \"timestamp\": \"1357020000\" is not a time in a known notation; --time \"timestamp\" takes whole numbers as steps",
+        ),
+        (
+            "date,a\r2021-01-01,1\r2021-01-02,2\r",
+            &plain,
+            "t.csv: its lines end with carriage returns alone; convert them, for example with `tr '\\r' '\\n'`",
+        ),
     ] {
         assert_eq!(read(text, options).unwrap_err(), message, "{text:?}");
     }
@@ -356,6 +370,9 @@ fn policies_put_right_what_they_say_and_count_it() {
     assert_eq!(values, [2.0, 20.0, 5.0, 50.0]);
     let (values, _) = of(Duplicates::First, Gaps::Keep, Missing::Zero).unwrap();
     assert_eq!(values, [1.0, 0.0, 2.0, 20.0, 0.0, 30.0, 5.0, 50.0]);
+    let (values, counts) = of(Duplicates::Keep, Gaps::Fill, Missing::Zero).unwrap();
+    assert_eq!(values, [1.0, 0.0, 2.0, 20.0, 4.0, 30.0, 0.0, 30.0, 0.0, 0.0, 5.0, 50.0]);
+    assert!(counts.contains("; 1 missing row filled in;"), "{counts}");
     assert!(
         of(Duplicates::Mean, Gaps::Error, Missing::Forward)
             .unwrap_err()
@@ -381,6 +398,180 @@ fn separators_decimal_commas_and_words_for_missing_are_understood() {
     assert_eq!(table.columns, ["Last", "Preis"]);
     assert_eq!(table.series[0].values, [1234.5, 7.0, 618.25, 7.0, 2.0, 8.25]);
     assert_eq!(table.frequency.to_string(), "1 hour");
+
+    let text = "date,a\n2021-01-01,-200.0\n2021-01-02,1\n2021-01-03,-200\n2021-01-04,-2e2\n";
+    assert_eq!(read(text, &options).unwrap().series[0].values, [1.0; 4]);
+}
+
+#[test]
+fn points_and_commas_are_never_guessed_at() {
+    let of = |decimal, cells: [&str; 2]| {
+        let options = TableOptions { decimal, ..Default::default() };
+        let text =
+            format!("date;a;b\n2021-01-01;{};{}\n2021-01-02;1;2\n2021-01-03;1;2\n", cells[0], cells[1]);
+        read(&text, &options).map(|table| table.series[0].values[..2].to_vec())
+    };
+    let (point, comma) = (Some(Decimal::Point), Some(Decimal::Comma));
+    for (decimal, cells, values) in [
+        (None, ["17,299", "-1.234.567,5"], [17.299, -1_234_567.5]),
+        (None, ["1.234,5", "1.234"], [1234.5, 1234.0]),
+        (None, ["1,5", "1.234.567"], [1.5, 1_234_567.0]),
+        (None, ["17.299", "1e-3"], [17.299, 1e-3]),
+        (comma, ["17,299", "17.299"], [17.299, 17_299.0]),
+        (comma, ["1,5e3", "2"], [1500.0, 2.0]),
+        (point, ["17.299", "2"], [17.299, 2.0]),
+    ] {
+        assert_eq!(of(decimal, cells), Ok(values.to_vec()), "{cells:?} with {decimal:?}");
+    }
+    let both = "t.csv:2: column \"b\": \"17.299\" where column \"a\" has \"17,299\"; --decimal comma or point says how numbers are written";
+    for (decimal, cells, message) in [
+        (None, ["17,299", "17.299"], both),
+        (
+            comma,
+            ["1,5", "1.5"],
+            "t.csv:2: column \"b\": \"1.5\" is not a number where others have a decimal comma",
+        ),
+        (comma, ["1,5", "1.23.456,7"], "t.csv:2: column \"b\": \"1.23.456,7\" is not a number"),
+        (comma, ["1,5", "1,234.5"], "t.csv:2: column \"b\": \"1,234.5\" is not a number"),
+        (
+            point,
+            ["1.5", "1,5"],
+            "t.csv:2: column \"b\": \"1,5\" is not a number; --decimal comma reads decimal commas",
+        ),
+    ] {
+        let error = of(decimal, cells).unwrap_err();
+        assert!(error.starts_with(message), "{cells:?} with {decimal:?}: {error}");
+    }
+    let quoted = "date,a\n2021-01-01,\"1,5\"\n2021-01-02,\"2,5\"\n";
+    let options = TableOptions { decimal: comma, ..Default::default() };
+    assert_eq!(read(quoted, &options).unwrap().series[0].values, [1.5, 2.5]);
+    // a mark that comes late is judged by those before
+    let late: String =
+        (0..300).map(|i| format!("{};{}\n", i, if i == 280 { "17.299" } else { "1,5" })).collect();
+    let options = TableOptions { time: Some("t".into()), ..Default::default() };
+    let error = read(&format!("t;a\n{late}"), &options).unwrap_err();
+    assert!(error.starts_with("t.csv:282: column \"a\": \"17.299\" is not a number where others"), "{error}");
+}
+
+#[test]
+fn names_may_hold_commas_and_spaces() {
+    let columns = |names: &str| TableOptions {
+        columns: names.split(',').map(str::to_string).collect(),
+        ..Default::default()
+    };
+    let text = "date,\"wind, m/s\", load\n2021-01-01,1,2\n2021-01-02,3,4\n";
+    for names in ["wind, m/s,load", "wind, m/s, load"] {
+        assert_eq!(read(text, &columns(names)).unwrap().columns, ["wind, m/s", " load"]);
+    }
+    let unknown = read(text, &columns("load,wind")).unwrap_err();
+    assert_eq!(unknown, "t.csv: there is no column \"wind\", only date, wind, m/s,  load");
+}
+
+#[test]
+fn hours_and_days_are_those_of_the_zone() {
+    let options = TableOptions { time_zone: Some("Europe/Berlin".into()), ..Default::default() };
+    let rows = |times: &[&str]| {
+        let lines: String = times.iter().enumerate().map(|(i, time)| format!("{time},{i}\n")).collect();
+        read(&format!("date,a\n{lines}"), &options)
+    };
+    // clocks go back: two o'clock comes twice
+    let hours = ["01:00", "01:30", "02:00", "02:30", "02:00", "02:30", "03:00"];
+    let hours = hours.map(|hour| format!("2021-10-31 {hour}"));
+    let table = rows(&hours.each_ref().map(String::as_str)).unwrap();
+    assert_eq!(table.counts.to_string(), "7 rows of 1 series every 30 minutes");
+    let times = &table.series[0].times;
+    assert_eq!(table.frequency.format(times[3], options.zone().unwrap()), "2021-10-31T02:30:00+02:00");
+    assert_eq!(table.frequency.format(times[5], options.zone().unwrap()), "2021-10-31T02:30:00+01:00");
+    let table = rows(&["2021-10-30", "2021-10-31", "2021-11-02", "2021-11-03", "2021-11-04"]).unwrap();
+    assert_eq!(
+        table.counts.to_string(),
+        "5 rows of 1 series every 1 day; 1 missing row filled in; 1 missing value filled forward"
+    );
+    let table = rows(&["2021-01-31", "2021-02-28", "2021-03-31", "2021-05-31"]).unwrap();
+    assert_eq!(
+        table.counts.to_string(),
+        "4 rows of 1 series every 1 month; 1 missing row filled in; 1 missing value filled forward"
+    );
+    let filled = table.frequency.format(table.series[0].times[3], options.zone().unwrap());
+    assert_eq!(filled, "2021-04-30T00:00:00+02:00");
+}
+
+/// A Parquet file of these columns.
+fn parquet(columns: Vec<(&str, ArrayRef)>) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("t.parquet");
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    let job = job::Job::new("test", job::Fingerprint::new());
+    let job::Part::Open(mut part) = job.file(&path, &batch.schema()).unwrap() else {
+        panic!("there is none")
+    };
+    part.write(&batch).unwrap();
+    part.finish().unwrap();
+    (folder, path)
+}
+
+#[test]
+fn parquet_types_are_read_or_named() {
+    let hour = 3_600_000;
+    let (first, times) = (1_617_066_000_000, (0..3).map(|i| 1_617_066_000_000 + i * hour));
+    let naive: ArrayRef = Arc::new(TimestampMillisecondArray::from_iter_values(times.clone()));
+    let zoned: ArrayRef = Arc::new(TimestampMillisecondArray::from_iter_values(times).with_timezone("UTC"));
+    let date: ArrayRef = Arc::new(Date32Array::from_iter_values([18_713, 18_714, 18_715]));
+    let value: ArrayRef = Arc::new(Float64Array::from_iter_values([1.0, 2.0, 3.0]));
+    let (berlin, two_hours) =
+        (TableOptions { time_zone: Some("Europe/Berlin".into()), ..Default::default() }, 2 * hour);
+    for (time, start) in [(&naive, first - two_hours), (&zoned, first), (&date, 1_616_799_600_000)] {
+        let (_folder, path) = parquet(vec![("time", time.clone()), ("a", value.clone())]);
+        let table = Table::read(&path, &berlin).unwrap();
+        assert_eq!((table.series[0].times[0], table.series[0].len()), (start, 3), "{:?}", time.data_type());
+    }
+
+    let decimal = Decimal128Array::from_iter_values([1, 2, 3]).with_precision_and_scale(10, 2).unwrap();
+    let unread: [(&str, ArrayRef); 5] = [
+        ("Decimal(10, 2)", Arc::new(decimal)),
+        ("UInt8", Arc::new(UInt8Array::from_iter_values([1, 2, 3]))),
+        ("UInt16", Arc::new(UInt16Array::from_iter_values([1, 2, 3]))),
+        ("Int8", Arc::new(Int8Array::from_iter_values([1, 2, 3]))),
+        ("Int16", Arc::new(Int16Array::from_iter_values([1, 2, 3]))),
+    ];
+    for (name, other) in unread {
+        let (_folder, path) = parquet(vec![("time", naive.clone()), ("a", value.clone()), ("b", other)]);
+        let error = Table::read(&path, &TableOptions::default()).unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("column \"b\" is of type {name}, which is not read; write it as")),
+            "{error}"
+        );
+        let options = TableOptions { columns: vec!["a".into()], ..Default::default() };
+        assert_eq!(Table::read(&path, &options).unwrap().series[0].values, [1.0, 2.0, 3.0], "{name}");
+    }
+    for other in [
+        Arc::new(BinaryArray::from_iter_values([b"x"; 3])) as ArrayRef,
+        Arc::new(BooleanArray::from(vec![true; 3])),
+        Arc::new(Time32MillisecondArray::from_iter_values([1, 2, 3])),
+        Arc::new(["x", "y", "x"].into_iter().collect::<DictionaryArray<Int32Type>>()),
+    ] {
+        let (_folder, path) =
+            parquet(vec![("time", naive.clone()), ("a", value.clone()), ("b", other.clone())]);
+        let table = Table::read(&path, &TableOptions::default()).unwrap();
+        assert!(table.counts.to_string().ends_with("; no numbers in b"), "{:?}", other.data_type());
+        let named = TableOptions { id: Some("b".into()), ..Default::default() };
+        let error = Table::read(&path, &named).unwrap_err().to_string();
+        assert!(error.contains("column \"b\" is of type"), "{error}");
+    }
+    for (name, number) in [
+        ("Int32", Arc::new(Int32Array::from_iter_values([1, 2, 3])) as ArrayRef),
+        ("UInt32", Arc::new(UInt32Array::from_iter_values([1, 2, 3]))),
+        ("UInt64", Arc::new(UInt64Array::from_iter_values([1, 2, 3]))),
+        ("Float32", Arc::new(Float32Array::from_iter_values([1.0, 2.0, 3.0]))),
+        ("Utf8", Arc::new(StringArray::from_iter_values(["1", "2", "3"]))),
+    ] {
+        let (_folder, path) = parquet(vec![("time", naive.clone()), ("a", number)]);
+        assert_eq!(
+            Table::read(&path, &TableOptions::default()).unwrap().series[0].values,
+            [1.0, 2.0, 3.0],
+            "{name}"
+        );
+    }
 }
 
 #[test]

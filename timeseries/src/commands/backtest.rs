@@ -1,15 +1,16 @@
 //! `backtest`: forecasts from many past origins, held against what came.
 
-use super::Source;
-use anyhow::{Result, bail};
-use mamba_core::cli::{CommonArgs, Format};
+use super::table_flags::TableFlags;
+use super::{Source, shown};
+use anyhow::{Result, anyhow, bail};
+use mamba_core::cli::{CommonArgs, Format, HintExt};
 use mamba_datasets::AtomicFile;
-use mamba_timeseries::checkpoint::ForecastCheckpoint;
 use mamba_timeseries::forecast::Forecaster;
 use mamba_timeseries::picture::{self, ForecastPicture};
 use mamba_timeseries::split::Part;
-use mamba_timeseries::table::{Series, TableOptions};
+use mamba_timeseries::table::Series;
 use std::io::Write;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -21,6 +22,7 @@ const BATCH: usize = 64;
 #[command(
     after_help = "Errors are in the units of each column: mae is the mean absolute error, bias the mean of forecast minus truth; mase is
 the mean absolute error over that of repeating the last season of the look-back, so that below 1 is better than that.
+The table is read as that of the training was, where the flags under Table do not say otherwise.
 
 Example:
   mamba-timeseries backtest load.csv --checkpoint runs/load --step 24 --out backtest.csv --plot backtest.png"
@@ -36,11 +38,11 @@ pub(crate) struct Args {
 
     /// Rows between two origins
     #[arg(long, value_name = "ROWS", default_value = "24")]
-    step: std::num::NonZeroUsize,
+    step: NonZeroUsize,
 
     /// Origins at most, the last ones [default: all of the test part]
     #[arg(long, value_name = "N")]
-    origins: Option<usize>,
+    origins: Option<NonZeroUsize>,
 
     /// Level of the intervals in percent
     #[arg(long, value_name = "LEVEL", default_value_t = 80, value_parser = clap::value_parser!(u8).range(1..=99))]
@@ -50,9 +52,16 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 
+    /// Replace the file of --out
+    #[arg(long)]
+    overwrite: bool,
+
     /// Picture of the last origin of the first series: .png or .svg; repeatable
     #[arg(long, value_name = "FILE")]
     plot: Vec<PathBuf>,
+
+    #[command(flatten)]
+    table: TableFlags,
 
     #[command(flatten)]
     common: CommonArgs,
@@ -85,18 +94,23 @@ impl Sums {
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let device = args.common.start()?;
-    let checkpoint = ForecastCheckpoint::open(&args.checkpoint)?;
+    let checkpoint = super::open(&args.checkpoint, &args.table)?;
     let config = checkpoint.config();
     let source = Source::new(args.table_file.as_deref())?;
-    let table = source.read(&TableOptions { columns: config.columns.clone(), ..config.table.clone() })?;
+    if let Some(out) = &args.out {
+        source.refuse_as_output(out)?;
+        if out.exists() && !args.overwrite {
+            return Err(anyhow!("{} exists already", out.display())).hint("--overwrite replaces it");
+        }
+    }
+    let table = source.read(&config.table)?;
     let forecaster = Forecaster::new(&checkpoint, table.frequency, &[args.level], &device)?;
     let (h, n, targets) = (config.pred_len, config.columns.len(), config.target_places());
 
     let mut origins: Vec<(&Series, usize)> = Vec::new();
-    for series in &table.series {
-        let parts = config.split.parts(series.len(), config.seq_len, h)?;
+    for (series, parts) in table.series.iter().zip(table.parts(config.split, config.seq_len, h)?) {
         let mut of_series: Vec<usize> = parts.windows(Part::Test).rev().step_by(args.step.get()).collect();
-        of_series.truncate(args.origins.unwrap_or(usize::MAX));
+        of_series.truncate(args.origins.map_or(usize::MAX, usize::from));
         origins.extend(of_series.into_iter().rev().map(|origin| (series, origin)));
     }
     if origins.is_empty() {
@@ -114,6 +128,11 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         }
         None => None,
     };
+    let time = |time: i64| table.frequency.format(time, forecaster.zone());
+    let (shown, words) = shown(&targets, config);
+    if let Some(words) = words.filter(|_| !args.plot.is_empty() && !args.common.quiet) {
+        eprintln!("{words}");
+    }
     let mut sums = vec![Sums { absolute: vec![0.0; h], error: vec![0.0; h], ..Sums::default() }; n];
     let mut progress = args.common.progress(Some(origins.len() as u64), "origins");
     let mut drawn = false;
@@ -134,10 +153,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
                 sums.inside += usize::from((interval.lower[i]..=interval.upper[i]).contains(&actual[i]));
                 sums.n += 1;
                 if let Some(file) = &mut file {
-                    let frequency = table.frequency;
                     let (id, name) = (quoted(&series.id), quoted(&config.columns[column]));
-                    let from = frequency.format(series.times[origin - 1]);
-                    let at = frequency.format(series.times[origin + step]);
+                    let (from, at) = (time(series.times[origin - 1]), time(series.times[origin + step]));
                     let (low, high, actual) = (interval.lower[i], interval.upper[i], actual[i]);
                     writeln!(file, "{id},{from},{},{at},{name},{value},{low},{high},{actual}", step + 1)?;
                 }
@@ -149,15 +166,16 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
                 let picture = ForecastPicture {
                     title: format!(
                         "{name}forecast from {}",
-                        table.frequency.format(series.times[origin - 1]).replace('T', " ")
+                        time(series.times[origin - 1]).replace('T', " ")
                     ),
                     columns: &config.columns,
-                    shown: targets.iter().copied().take(picture::MAX_PANELS).collect(),
+                    shown: shown.clone(),
                     times: &series.times[origin - config.seq_len..origin],
                     values: &series.values[(origin - config.seq_len) * n..origin * n],
                     forecast,
                     actual: Some(actual),
                     frequency: table.frequency,
+                    zone: forecaster.zone(),
                 };
                 args.plot.iter().try_for_each(|path| picture::save(path, &picture))?;
                 drawn = true;
@@ -170,15 +188,18 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         file.commit()?;
     }
     let lines: Vec<_> = targets.iter().map(|&i| sums[i].line(&config.columns[i], h)).collect();
+    let mut out = std::io::stdout().lock();
     if args.common.format == Format::Json {
-        println!(
+        writeln!(
+            out,
             "{}",
             serde_json::json!({ "origins": origins.len(), "level": args.level, "columns": lines })
-        );
+        )?;
         return Ok(ExitCode::SUCCESS);
     }
-    println!("{} origins, {} rows each; intervals of {} %", origins.len(), h, args.level);
-    println!(
+    writeln!(out, "{} origins, {} rows each; intervals of {} %", origins.len(), h, args.level)?;
+    writeln!(
+        out,
         "{:<24} {:>10} {:>10} {:>10} {:>7} {:>9}   mae after {}",
         "column",
         "mae",
@@ -187,13 +208,14 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         "",
         "coverage",
         steps(h)
-    );
+    )?;
     for line in &lines {
         let number = |key: &str| line[key].as_f64().unwrap_or(f64::NAN);
         let at =
             |step: usize| line["mae_by_step"][step].as_f64().map_or(String::new(), |v| format!("{v:.3}"));
         let by_step = [0, h / 2, h - 1].map(at).join(" … ");
-        println!(
+        writeln!(
+            out,
             "{:<24} {:>10.4} {:>10.4} {:>10.3} {:>7} {:>8.1}%   {by_step}",
             line["column"].as_str().unwrap_or_default(),
             number("mae"),
@@ -201,7 +223,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             number("mase"),
             "",
             100.0 * number("coverage"),
-        );
+        )?;
     }
     Ok(ExitCode::SUCCESS)
 }

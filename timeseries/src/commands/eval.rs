@@ -1,5 +1,6 @@
 //! `eval`: a checkpoint on the test part of a table, beside the naive forecasts.
 
+use super::table_flags::TableFlags;
 use super::{Shares, Source, dataset_for};
 use anyhow::{Result, bail};
 use candle_core::{DType, Device};
@@ -9,15 +10,20 @@ use mamba_timeseries::conformal::Calibration;
 use mamba_timeseries::dataset::Dataset;
 use mamba_timeseries::metrics::Score;
 use mamba_timeseries::split::Part;
-use mamba_timeseries::table::{Table, TableOptions};
+use mamba_timeseries::table::Table;
 use mamba_timeseries::task::{naive_models, score};
 use serde::Serialize;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Flags of `eval`.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  mamba-timeseries eval ETTh1.csv --checkpoint runs/etth1_96")]
+#[command(after_help = "\
+The table is read as that of the training was, where the flags under Table do not say otherwise.
+
+Example:
+  mamba-timeseries eval ETTh1.csv --checkpoint runs/etth1_96")]
 pub(crate) struct Args {
     /// Table [default: the bundled weather of New York]
     #[arg(value_name = "TABLE")]
@@ -32,22 +38,26 @@ pub(crate) struct Args {
     split: Option<Shares>,
 
     #[command(flatten)]
+    table: TableFlags,
+
+    #[command(flatten)]
     common: CommonArgs,
 }
 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let device = args.common.start()?;
-    let checkpoint = ForecastCheckpoint::open(&args.checkpoint)?;
+    let checkpoint = super::open(&args.checkpoint, &args.table)?;
     let config = checkpoint.config();
     let source = Source::new(args.table_file.as_deref())?;
-    let table = source.read(&TableOptions { columns: config.columns.clone(), ..config.table.clone() })?;
+    let table = source.read(&config.table)?;
+    config.check_frequency(table.frequency)?;
     let split = args.split.map_or(config.split, |Shares(split)| split);
     let data = dataset_for(&table, split, config)?;
     if data.windows(Part::Test).is_empty() {
         bail!("{}: the test part holds no window", source.name());
     }
-    Report::new(&args.checkpoint, &data, &table, &device, &args.common)?.print(args.common.format);
+    Report::new(&args.checkpoint, &data, &table, &device, &args.common)?.print(args.common.format)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -56,8 +66,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
 pub(crate) struct Report {
     /// Over all test windows.
     pub(crate) test: Score,
-    /// Over whole batches only, as the papers' code tests.
-    pub(crate) test_drop_last: Score,
+    /// Over whole batches only, as the papers' code tests; none where there is no whole batch.
+    pub(crate) test_drop_last: Option<Score>,
     /// Over the validation windows.
     pub(crate) valid: Score,
     /// Size of the batches.
@@ -90,12 +100,13 @@ impl Report {
         let all = score(&model, config, data, &windows, device, seen)?;
         progress.finish();
         let whole = windows.len() / config.batch_size * config.batch_size;
-        let dropped = match whole == windows.len() || whole == 0 {
-            true => all.clone(),
-            false => {
+        let dropped = match whole {
+            0 => None,
+            _ if whole == windows.len() => Some(all.clone()),
+            _ => {
                 // the windows that the papers' code leaves out, taken off again
                 let rest = score(&model, config, data, &windows[whole..], device, |_| ())?;
-                all.without(&rest)
+                Some(all.without(&rest))
             }
         };
         let valid = score(&model, config, data, &data.windows(Part::Valid), device, |_| ())?;
@@ -113,26 +124,32 @@ impl Report {
                 }
             }
         }
-        let (test, test_drop_last, valid) = (all.score(), dropped.score(), valid.score());
+        let (test, test_drop_last, valid) = (all.score(), dropped.map(|sums| sums.score()), valid.score());
         Ok(Self { test, test_drop_last, valid, batch_size: config.batch_size, baselines, coverage })
     }
 
     /// On stdout, for people or as JSON.
-    pub(crate) fn print(&self, format: Format) {
+    pub(crate) fn print(&self, format: Format) -> Result<()> {
+        let mut out = std::io::stdout().lock();
         if format == Format::Json {
-            println!("{}", serde_json::to_string(self).unwrap_or_default());
-            return;
+            writeln!(out, "{}", serde_json::to_string(self)?)?;
+            return Ok(());
         }
         let line = |name: &str, score: &Score| {
-            println!("{name:<32} mse {:.4}  mae {:.4}  ({} windows)", score.mse, score.mae, score.windows);
+            format!("{name:<32} mse {:.4}  mae {:.4}  ({} windows)\n", score.mse, score.mae, score.windows)
         };
-        println!("errors on standardised values");
-        line("test", &self.test);
-        line(&format!("test, whole batches of {} only", self.batch_size), &self.test_drop_last);
-        line("validation", &self.valid);
-        self.baselines.iter().for_each(|(name, score)| line(&format!("{name}, test"), score));
+        let whole = format!("test, whole batches of {} only", self.batch_size);
+        let mut text = String::from("errors on standardised values\n");
+        text += &line("test", &self.test);
+        text += &match &self.test_drop_last {
+            Some(score) => line(&whole, score),
+            None => format!("{whole:<32} none: there are fewer windows\n"),
+        };
+        text += &line("validation", &self.valid);
+        text.extend(self.baselines.iter().map(|(name, score)| line(&format!("{name}, test"), score)));
         for (level, share) in &self.coverage {
-            println!("intervals of {level} % hold {:.1} % of the test values", 100.0 * share);
+            text += &format!("intervals of {level} % hold {:.1} % of the test values\n", 100.0 * share);
         }
+        Ok(out.write_all(text.as_bytes())?)
     }
 }

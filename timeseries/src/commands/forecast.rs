@@ -2,8 +2,9 @@
 
 mod output;
 
-use super::Source;
-use anyhow::{Context, Result, bail};
+use super::table_flags::TableFlags;
+use super::{Source, shown};
+use anyhow::{Context, Result, anyhow, bail};
 use mamba_core::cli::CommonArgs;
 use mamba_datasets::job::Shard;
 use mamba_datasets::job::arrow_array::{ArrayRef, Float64Array, RecordBatch, StringArray};
@@ -11,7 +12,7 @@ use mamba_datasets::job::arrow_schema::{DataType, Field, Schema, SchemaRef};
 use mamba_timeseries::checkpoint::{CheckpointConfig, ForecastCheckpoint};
 use mamba_timeseries::forecast::{Forecast, Forecaster};
 use mamba_timeseries::picture::{self, ForecastPicture};
-use mamba_timeseries::table::{Series, SeriesStream, TableOptions};
+use mamba_timeseries::table::{Gaps, Series, SeriesStream, columns_named};
 use output::destination;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -24,7 +25,10 @@ const BATCH: usize = 64;
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Each row of the output is one time of one variable of one series: id, time, column, forecast, and a lower and an upper
-bound for each level. With --plot the first series is drawn (or the one that --plot-id names).
+bound for each level. With --plot the first series is drawn (or the one that --plot-id names). Times are in UTC, or with
+--time-zone in that zone with its offset.
+
+The table is read as that of the training was, where the flags under Table do not say otherwise.
 
 The rows of a series must stand together in the table; then memory does not grow with the number of series. New rows at
 the end of a table move the forecast, without training again.
@@ -40,7 +44,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     checkpoint: PathBuf,
 
-    /// Output: .csv, .tsv, .parquet or .json, a directory for parts, or - for CSV on standard output
+    /// Output: .csv, .tsv, .parquet or .json, a directory for parts, or - for standard output: CSV, or with --format json one
+    /// object per line
     #[arg(long, value_name = "FILE", default_value = "-")]
     out: PathBuf,
 
@@ -77,6 +82,9 @@ pub(crate) struct Args {
     shard: Option<Shard>,
 
     #[command(flatten)]
+    table: TableFlags,
+
+    #[command(flatten)]
     common: CommonArgs,
 }
 
@@ -105,10 +113,11 @@ impl std::str::FromStr for Levels {
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let device = args.common.start()?;
-    let checkpoint = ForecastCheckpoint::open(&args.checkpoint)?;
+    let checkpoint = super::open(&args.checkpoint, &args.table)?;
     let config = checkpoint.config();
     let source = Source::new(args.table_file.as_deref())?;
-    let options = source.options(&TableOptions { columns: config.columns.clone(), ..config.table.clone() });
+    source.refuse_as_output(&args.out)?;
+    let options = source.options(&config.table);
     let targets = targets(&args.targets, config)?;
     let note = |line: &str| {
         if !args.common.quiet {
@@ -116,7 +125,9 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         }
     };
     source.with_path(|path| {
-        let stream = SeriesStream::open(path, &options, config.frequency)?;
+        // rows that may come at any time are held against the model by the first series' most common distance
+        let frequency = config.frequency.filter(|_| options.gaps != Gaps::Keep);
+        let mut stream = SeriesStream::open(path, &options, frequency)?;
         let mut maker = Maker {
             args: &args,
             checkpoint: &checkpoint,
@@ -125,20 +136,29 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             forecaster: None,
             drawn: false,
         };
-        let mut output = match destination(&args, &checkpoint, path, &maker.schema())? {
-            Some(output) => output,
-            None => {
-                note(&format!(
-                    "{}: finished before from the same table and model: left as it is",
-                    args.out.display()
-                ));
-                return Ok(());
+        if let (_, Some(words)) = shown(&targets, config)
+            && !args.plot.is_empty()
+        {
+            note(&format!("{words}; --targets chooses others"));
+        }
+        let pictures: String =
+            args.plot.iter().map(|path| format!("; picture in {}", path.display())).collect();
+        let Some(mut output) = destination(&args, &checkpoint, path, &maker.schema())? else {
+            while !args.plot.is_empty()
+                && !maker.drawn
+                && let Some(next) = stream.next().transpose()?
+            {
+                maker.draw(&next, &stream)?;
             }
+            maker.check_drawn()?;
+            let out = args.out.display();
+            note(&format!("{out}: finished before from the same table and model: left as it is{pictures}"));
+            return Ok(());
         };
         let (mut batch, mut series) = (Vec::new(), 0);
         let mut progress = args.common.progress(None, "series");
-        let mut stream = stream;
         while let Some(next) = stream.next().transpose()? {
+            maker.draw(&next, &stream)?;
             // a batch ends with its part
             if batch.len() == BATCH || output.ends_before(series) {
                 output.write(&maker.rows(&std::mem::take(&mut batch), &stream)?)?;
@@ -151,14 +171,10 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         }
         progress.finish();
         output.write(&maker.rows(&batch, &stream)?)?;
-        if let Some(id) = args.plot_id.as_ref().filter(|_| !maker.drawn) {
-            bail!("there is no series {id:?} to draw");
-        }
+        maker.check_drawn()?;
         let left = output.finish()?;
-        let drawn =
-            args.plot.iter().map(|path| format!("; picture in {}", path.display())).collect::<String>();
         note(&format!(
-            "{}\nforecasts of {series} series in {}{left}{drawn}",
+            "{}\nforecasts of {series} series in {}{left}{pictures}",
             stream.counts(),
             args.out.display()
         ));
@@ -173,13 +189,12 @@ fn targets(wanted: &[String], config: &CheckpointConfig) -> Result<Vec<usize>> {
     if wanted.is_empty() {
         return Ok(forecast);
     }
-    let place = |name: &String| {
-        forecast.iter().copied().find(|&i| config.columns[i] == *name).with_context(|| {
-            let names: Vec<&str> = forecast.iter().map(|&i| config.columns[i].as_str()).collect();
-            format!("--targets {name}: the model does not forecast such a column, only {}", names.join(", "))
-        })
-    };
-    wanted.iter().map(place).collect()
+    let known: Vec<String> = forecast.iter().map(|&i| config.columns[i].clone()).collect();
+    let names = columns_named(wanted, &known).map_err(|name| {
+        anyhow!("--targets {name}: the model does not forecast such a column, only {}", known.join(", "))
+    })?;
+    let place = |name: &String| forecast.iter().copied().find(|&i| config.columns[i] == *name);
+    Ok(names.iter().filter_map(place).collect())
 }
 
 /// Makes rows of forecasts.
@@ -188,7 +203,7 @@ struct Maker<'a> {
     checkpoint: &'a ForecastCheckpoint,
     device: &'a candle_core::Device,
     targets: &'a [usize],
-    forecaster: Option<Forecaster>,
+    forecaster: Option<Arc<Forecaster>>,
     drawn: bool,
 }
 
@@ -202,35 +217,56 @@ impl Maker<'_> {
         Arc::new(Schema::new(text.into_iter().chain(numbers).collect::<Vec<_>>()))
     }
 
+    /// The forecaster of rows at the stream's frequency, which is known once the first series has been read.
+    fn forecaster(&mut self, stream: &SeriesStream) -> Result<Arc<Forecaster>> {
+        if let Some(forecaster) = &self.forecaster {
+            return Ok(forecaster.clone());
+        }
+        let frequency = stream.counts().frequency.context("no series was read")?;
+        let forecaster = Forecaster::new(self.checkpoint, frequency, &self.args.level.0, self.device)?;
+        Ok(self.forecaster.insert(Arc::new(forecaster)).clone())
+    }
+
+    /// Draws a series if it is the one to draw.
+    fn draw(&mut self, series: &Series, stream: &SeriesStream) -> Result<()> {
+        if self.drawn || self.args.plot_id.as_ref().is_some_and(|id| *id != series.id) {
+            return Ok(());
+        }
+        self.drawn = true;
+        if self.args.plot.is_empty() {
+            return Ok(());
+        }
+        let forecaster = self.forecaster(stream)?;
+        let forecasts = forecaster.forecast(&[forecaster.look_back(series, series.len())?])?;
+        draw(self.args, &forecaster, self.targets, series, &forecasts[0])
+    }
+
+    /// Refuses to end without the series that was to be drawn.
+    fn check_drawn(&self) -> Result<()> {
+        match &self.args.plot_id {
+            Some(id) if !self.drawn && !self.args.plot.is_empty() => {
+                bail!("there is no series {id:?} to draw")
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Rows of the forecasts of some series.
     fn rows(&mut self, series: &[Series], stream: &SeriesStream) -> Result<RecordBatch> {
         if series.is_empty() {
             return Ok(RecordBatch::new_empty(self.schema()));
         }
-        if self.forecaster.is_none() {
-            // the frequency is known once the first series has been read
-            let frequency = stream.counts().frequency.context("no series was read")?;
-            self.forecaster =
-                Some(Forecaster::new(self.checkpoint, frequency, &self.args.level.0, self.device)?);
-        }
-        let Some(forecaster) = &self.forecaster else { bail!("no series was read") };
+        let forecaster = self.forecaster(stream)?;
         let look_backs =
             series.iter().map(|s| forecaster.look_back(s, s.len())).collect::<Result<Vec<_>, _>>()?;
         let forecasts = forecaster.forecast(&look_backs)?;
-        let wanted = |series: &Series| self.args.plot_id.as_ref().is_none_or(|id| *id == series.id);
-        if !self.drawn
-            && let Some(at) = series.iter().position(wanted)
-        {
-            draw(self.args, forecaster, self.targets, &series[at], &forecasts[at])?;
-            self.drawn = true;
-        }
-        let frequency = forecaster.frequency();
+        let (frequency, zone) = (forecaster.frequency(), forecaster.zone());
         let n = forecaster.config().columns.len();
         let (mut ids, mut times, mut columns) = (Vec::new(), Vec::new(), Vec::new());
         let mut numbers: Vec<Vec<f64>> = vec![Vec::new(); 1 + 2 * self.args.level.0.len()];
         for (series, forecast) in series.iter().zip(&forecasts) {
             for (step, &time) in forecast.times.iter().enumerate() {
-                let time = frequency.format(time);
+                let time = frequency.format(time, zone);
                 for &target in self.targets {
                     let at = step * n + target;
                     ids.push(series.id.as_str());
@@ -279,15 +315,16 @@ fn draw(
         title: format!(
             "{name}{} rows, every {frequency}, after {}",
             forecast.times.len(),
-            frequency.format(series.times[series.len() - 1]).replace('T', " ")
+            frequency.format(series.times[series.len() - 1], forecaster.zone()).replace('T', " ")
         ),
         columns: &forecaster.config().columns,
-        shown: targets.iter().copied().take(picture::MAX_PANELS).collect(),
+        shown: shown(targets, forecaster.config()).0,
         times: &series.times[start..],
         values: &series.values[start * n..],
         forecast,
         actual: None,
         frequency,
+        zone: forecaster.zone(),
     };
     for path in &args.plot {
         picture::save(path, &picture)?;

@@ -5,13 +5,18 @@ pub(crate) mod bench_table;
 pub(crate) mod eval;
 pub(crate) mod forecast;
 pub(crate) mod info;
+pub(crate) mod table_flags;
 pub(crate) mod train;
 
 use anyhow::Result;
+use mamba_timeseries::ForecastCheckpoint;
+use mamba_timeseries::checkpoint::CheckpointConfig;
 use mamba_timeseries::dataset::Dataset;
+use mamba_timeseries::picture::MAX_PANELS;
 use mamba_timeseries::split::Split;
 use mamba_timeseries::table::{Table, TableOptions};
 use std::path::{Path, PathBuf};
+use table_flags::TableFlags;
 
 /// The bundled sample: weather of New York's airports.
 const SAMPLE: &[u8] = include_bytes!("../../samples/nyc_weather_2013.csv.gz");
@@ -50,12 +55,30 @@ impl Source {
         let path = folder.join(SAMPLE_NAME);
         let result = std::fs::write(&path, SAMPLE).map_err(anyhow::Error::from).and_then(|()| read(&path));
         std::fs::remove_dir_all(&folder)?;
-        result
+        result.map_err(|error| match error.downcast::<mamba_timeseries::Error>() {
+            Ok(error) => error.at(Path::new(SAMPLE_NAME)).into(),
+            Err(error) => error,
+        })
     }
 
     /// The whole table.
     pub(crate) fn read(&self, options: &TableOptions) -> Result<Table> {
-        self.with_path(|path| Ok(Table::read(path, &self.options(options))?))
+        let mut table = self.with_path(|path| Ok(Table::read(path, &self.options(options))?))?;
+        if self.path.is_none() {
+            table.path = SAMPLE_NAME.into();
+        }
+        Ok(table)
+    }
+
+    /// Refuses to write over the table.
+    pub(crate) fn refuse_as_output(&self, out: &Path) -> Result<()> {
+        let real = |path: &Path| std::fs::canonicalize(path).ok();
+        let table = self.path.as_deref().and_then(real);
+        if table.is_some() && table == real(out) {
+            let message = format!("--out {} is the table itself; name another file", out.display());
+            return Err(mamba_core::Error::Config(message).into());
+        }
+        Ok(())
     }
 
     /// What it is called in messages.
@@ -63,6 +86,23 @@ impl Source {
         let name = |path: &PathBuf| path.display().to_string();
         self.path.as_ref().map_or_else(|| "the bundled weather of New York's airports".into(), name)
     }
+}
+
+/// A checkpoint, for a table that is read as that of the training was where no flag says otherwise.
+pub(crate) fn open(folder: &Path, flags: &TableFlags) -> Result<ForecastCheckpoint> {
+    let checkpoint = ForecastCheckpoint::open(folder)?;
+    let config = checkpoint.config();
+    let table = flags.over(TableOptions { columns: config.columns.clone(), ..config.table.clone() });
+    Ok(checkpoint.with_table(table))
+}
+
+/// The columns that a picture shows, and words about it where they are not all.
+pub(crate) fn shown(targets: &[usize], config: &CheckpointConfig) -> (Vec<usize>, Option<String>) {
+    let shown: Vec<usize> = targets.iter().copied().take(MAX_PANELS).collect();
+    let names: Vec<&str> = shown.iter().map(|&i| config.columns[i].as_str()).collect();
+    let words =
+        format!("the picture shows {} of {} columns: {}", shown.len(), targets.len(), names.join(", "));
+    (shown, (targets.len() > MAX_PANELS).then_some(words))
 }
 
 /// What `--split` takes: shares of training and test rows.
@@ -81,11 +121,7 @@ impl std::str::FromStr for Shares {
 }
 
 /// The data of a table as a checkpoint wants it.
-pub(crate) fn dataset_for(
-    table: &Table,
-    split: Split,
-    config: &mamba_timeseries::checkpoint::CheckpointConfig,
-) -> Result<Dataset> {
+pub(crate) fn dataset_for(table: &Table, split: Split, config: &CheckpointConfig) -> Result<Dataset> {
     let zone = config.table.time_zone.as_deref().and_then(|zone| zone.parse().ok());
     Ok(Dataset::new(table, split, (config.seq_len, config.pred_len), zone, Some(&config.scaler))?)
 }

@@ -1,5 +1,6 @@
 //! `train`: a forecaster for a table.
 
+use super::table_flags::TableFlags;
 use super::{Shares, Source};
 use anyhow::{Context, Result};
 use candle_core::Device;
@@ -13,7 +14,7 @@ use mamba_timeseries::conformal::Calibration;
 use mamba_timeseries::dataset::Dataset;
 use mamba_timeseries::models::ModelConfig;
 use mamba_timeseries::split::Part;
-use mamba_timeseries::table::{Table, TableOptions};
+use mamba_timeseries::table::{Table, TableOptions, columns_named};
 use mamba_timeseries::task::{Forecasting, decide};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -44,7 +45,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME", default_value = "s-mamba")]
     model: String,
 
-    /// Settings of the model's paper for a data set: etth1, etth2, ettm1 or weather; rows are taken as they stand
+    /// Settings of the model's paper for a data set: etth1, etth2, ettm1 or weather; rows are taken as they stand, unless
+    /// --duplicates or --gaps say otherwise
     #[arg(long, value_name = "NAME")]
     preset: Option<String>,
 
@@ -55,6 +57,10 @@ pub(crate) struct Args {
     /// Rows that the model looks back [default: 96]
     #[arg(long, value_name = "ROWS")]
     look_back: Option<usize>,
+
+    /// Columns that the model sees, separated by commas [default: all numeric ones]
+    #[arg(long, value_name = "COLUMNS", value_delimiter = ',', help_heading = "Table")]
+    columns: Vec<String>,
 
     /// Columns to forecast, separated by commas; the others that the model sees only help [default: all]
     #[arg(long, value_name = "COLUMNS", value_delimiter = ',')]
@@ -81,7 +87,7 @@ pub(crate) struct Args {
     learning_rate: Option<f64>,
 
     #[command(flatten)]
-    table: TableOptions,
+    table: TableFlags,
 
     #[command(flatten)]
     settings: SettingsArgs,
@@ -101,6 +107,7 @@ impl Args {
             (preset.train.epochs, preset.train.window_stride) = (4, 3);
         }
         let mut cfg = self.settings.resolve(&preset)?;
+        cfg.pred_len = self.horizon.unwrap_or(cfg.pred_len);
         cfg.seq_len = self.look_back.unwrap_or(cfg.seq_len);
         cfg.split = self.split.map_or(cfg.split, |Shares(split)| split);
         if !self.targets.is_empty() {
@@ -118,15 +125,20 @@ impl Args {
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let device = args.common.start()?;
-    let cfg = args.resolve()?;
+    let mut cfg = args.resolve()?;
     let mut console = Console::new(args.common.format, args.common.quiet);
     let source = Source::new(args.table_file.as_deref())?;
-    let options = match &args.preset {
+    let defaults = match &args.preset {
         // as the papers' code reads the benchmarks
-        Some(_) => TableOptions { columns: args.table.columns.clone(), ..TableOptions::as_they_stand() },
-        None => source.options(&args.table),
+        Some(_) => TableOptions::as_they_stand(),
+        None => TableOptions::default(),
     };
+    let options = args.table.over(TableOptions { columns: args.columns.clone(), ..defaults });
+    let options = source.options(&options);
     let table = source.read(&options)?;
+    if let Ok(targets) = columns_named(&cfg.targets, &table.columns) {
+        cfg.targets = targets;
+    }
     console.note(&format!("{}: {}", source.name(), table.counts));
     let init = args.init.as_deref();
     let dtype = args.common.dtype();
@@ -136,7 +148,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     };
     if !trained.data.windows(Part::Test).is_empty() {
         let report = super::eval::Report::new(&args.out, &trained.data, &table, &device, &args.common)?;
-        report.print(args.common.format);
+        report.print(args.common.format)?;
     }
     let (out, path) = (args.out.display(), args.table_file.as_ref().map(|p| format!(" {}", p.display())));
     if args.common.format == Format::Human {
@@ -205,6 +217,8 @@ impl Run<'_> {
         saved.validate_targets()?;
         let params = Params::start(self.init, cfg.train.seed, self.dtype, device)?;
         let mut task = Forecasting::new(cfg, &saved, &data, params)?;
+        let train_config = cfg.train.to_train_config(task.steps_per_epoch());
+        train_config.validate()?;
         let folder = open_run(self.out, self.resume)?;
         console.note(&format!(
             "{} of {} variables: {} parameters; windows: {} to train on, {} for validation, {} for the test",
@@ -218,7 +232,7 @@ impl Run<'_> {
         let settings = serde_json::json!({ "forecast": cfg, "table": table.path.file_name().map(|n| n.to_string_lossy()) });
         let info =
             RunInfo::new("mamba-timeseries", env!("CARGO_PKG_VERSION"), device, cfg.train.seed, settings);
-        let (train_config, stop) = (cfg.train.to_train_config(task.steps_per_epoch()), Stop::on_signals()?);
+        let stop = Stop::on_signals()?;
         let Some(report) = train::run_recorded(&mut task, &train_config, &folder, info, console, &stop)?
         else {
             return Ok(None);

@@ -111,7 +111,14 @@ impl ModelConfig {
                 cfg.validate()?;
                 let widths =
                     if cfg.channel_independent { [1, cfg.n1, cfg.n2] } else { [cfg.n1, cfg.n1, cfg.n2] };
-                widths.iter().try_for_each(|&width| cfg.ssm_cfg.validate_for(width))
+                let valid = widths.iter().try_for_each(|&width| cfg.ssm_cfg.validate_for(width));
+                valid.map_err(|error| match cfg.channel_independent && cfg.ssm_cfg.validate_for(1).is_err() {
+                    true => Error::Config(format!(
+                        "{error}: with channel_independent, two mixers have a single channel; \
+                         --set model.channel_independent=false gives them the variables as tokens"
+                    )),
+                    false => error,
+                })
             }
             Self::MambaTs(cfg) => cfg.validate(sizes),
             Self::TslibMamba(cfg) => {

@@ -1,6 +1,7 @@
 //! Rows into an evenly spaced series without missing values, by policies, with counts of what was changed.
 
-use super::time::{Frequency, Notation};
+use super::layout::Layout;
+use super::time::{Course, Frequency, Moment};
 use super::{Series, TableOptions};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -115,7 +116,7 @@ impl fmt::Display for Counts {
 /// A row as it stands in the table; missing values are NaN.
 #[derive(Clone, Debug)]
 pub(super) struct RawRow {
-    pub(super) time: i64,
+    pub(super) moment: Moment,
     pub(super) line: u64,
     pub(super) values: Vec<f64>,
 }
@@ -131,7 +132,13 @@ impl RawSeries {
         Self { id: id.to_owned(), rows: Vec::new() }
     }
 
-    pub(super) fn push(&mut self, row: RawRow) {
+    /// Adds the next row of the table. In an hour that comes twice, its time is the first one until a row has reached that.
+    pub(super) fn push(&mut self, mut row: RawRow) {
+        if let (Some(again), Some(last)) = (row.moment.again, self.rows.last())
+            && last.moment.time >= row.moment.time
+        {
+            row.moment.time = again;
+        }
         self.rows.push(row);
     }
 
@@ -140,23 +147,26 @@ impl RawSeries {
         &mut self,
         path: &Path,
         policy: Duplicates,
-        notation: &Notation,
+        layout: &Layout,
         counts: &mut Counts,
     ) -> Result<Option<Frequency>> {
         counts.rows += self.rows.len();
-        counts.unsorted += self.rows.windows(2).filter(|pair| pair[1].time < pair[0].time).count();
-        self.rows.sort_by_key(|row| row.time);
-        if let Some(pair) = self.rows.windows(2).find(|pair| pair[0].time == pair[1].time)
+        let time = |row: &RawRow| row.moment.time;
+        counts.unsorted += self.rows.windows(2).filter(|pair| time(&pair[1]) < time(&pair[0])).count();
+        self.rows.sort_by_key(time);
+        if let Some(pair) = self.rows.windows(2).find(|pair| time(&pair[0]) == time(&pair[1]))
             && policy == Duplicates::Error
         {
             let (first, line) = (pair[0].line, pair[1].line);
-            let message =
-                format!("the time is that of line {first}; --duplicates first, last or mean merges them");
+            let series = if self.id.is_empty() { ", or name the column of the series by --id" } else { "" };
+            let message = format!(
+                "the time is that of line {first}; --duplicates first, last or mean merges them{series}"
+            );
             return Err(Error::line(path, line, message));
         }
         let before = self.rows.len();
         let rows = std::mem::take(&mut self.rows);
-        for same in rows.chunk_by(|a, b| a.time == b.time) {
+        for same in rows.chunk_by(|a, b| time(a) == time(b)) {
             let mut row = match policy {
                 Duplicates::Last => same[same.len() - 1].clone(),
                 _ => same[0].clone(),
@@ -174,28 +184,33 @@ impl RawSeries {
             }
         }
         counts.duplicates += before - self.rows.len();
-        let times: Vec<i64> = self.rows.iter().map(|row| row.time).collect();
-        Ok(Frequency::infer(&times, notation))
+        Ok(Frequency::infer(&self.times(), &layout.notation, layout.zone))
+    }
+
+    fn times(&self) -> Vec<i64> {
+        self.rows.iter().map(|row| row.moment.time).collect()
     }
 
     /// The series with gaps and missing values treated.
     pub(super) fn finish(
         self,
         path: &Path,
-        columns: &[String],
+        layout: &Layout,
         frequency: Frequency,
         options: &TableOptions,
         counts: &mut Counts,
     ) -> Result<Series> {
         counts.policy = options.missing;
-        let id = self.id;
+        let course = Course::new(frequency, layout.zone, &self.times());
+        let (id, columns) = (self.id, &layout.columns);
         let n = columns.len();
         let (mut times, mut values) = (Vec::with_capacity(self.rows.len()), Vec::new());
         let mut previous: Option<i64> = None;
         for row in &self.rows {
+            let time = row.moment.time;
             if let Some(previous) = previous.filter(|_| options.gaps != Gaps::Keep) {
-                let Some(steps) = frequency.steps_between(previous, row.time) else {
-                    let (at, before) = (frequency.format(row.time), frequency.format(previous));
+                let Some(steps) = course.steps_between(previous, time) else {
+                    let (at, before) = (course.format(time), course.format(previous));
                     let message = format!(
                         "{at} is not a whole number of steps ({frequency}) after {before}; --gaps keep ignores the times"
                     );
@@ -205,12 +220,12 @@ impl RawSeries {
                     let message = format!(
                         "{} rows are missing before {}; --gaps fill puts them in",
                         steps - 1,
-                        frequency.format(row.time)
+                        course.format(time)
                     );
                     return Err(Error::line(path, row.line, message));
                 }
                 if steps > MAX_GAP {
-                    let (at, before) = (frequency.format(row.time), frequency.format(previous));
+                    let (at, before) = (course.format(time), course.format(previous));
                     let message = format!(
                         "{} rows would have to be put between {before} and {at}; is a time wrong?",
                         steps - 1
@@ -218,14 +233,14 @@ impl RawSeries {
                     return Err(Error::line(path, row.line, message));
                 }
                 for step in 1..steps {
-                    times.push(frequency.after(previous, step));
+                    times.push(course.after(previous, step));
                     values.extend(std::iter::repeat_n(f64::NAN, n));
                 }
-                counts.filled_rows += steps - 1;
+                counts.filled_rows += steps.saturating_sub(1); // none between rows of the same time
             }
-            times.push(row.time);
+            times.push(time);
             values.extend(&row.values);
-            previous = Some(row.time);
+            previous = Some(time);
         }
         for (i, column) in columns.iter().enumerate() {
             if values.iter().skip(i).step_by(n).all(|v| v.is_nan()) {
@@ -234,7 +249,7 @@ impl RawSeries {
             }
         }
         let series = Series { id, times, values };
-        fill(path, series, columns, options.missing, frequency, counts)
+        fill(path, series, columns, options.missing, course, counts)
     }
 }
 
@@ -244,7 +259,7 @@ fn fill(
     mut series: Series,
     columns: &[String],
     policy: Missing,
-    frequency: Frequency,
+    course: Course,
     counts: &mut Counts,
 ) -> Result<Series> {
     let n = columns.len();
@@ -255,7 +270,7 @@ fn fill(
     match policy {
         Missing::Error => {
             let at = series.values.iter().position(|v| v.is_nan()).unwrap_or(0);
-            let (column, time) = (&columns[at % n], frequency.format(series.times[at / n]));
+            let (column, time) = (&columns[at % n], course.format(series.times[at / n]));
             let message = format!("column {column:?} has no value at {time}; --missing forward fills it");
             return Err(Error::series(path, &series.id, message));
         }

@@ -46,6 +46,11 @@ impl CsvChunks {
         if header.starts_with(&[0xef, 0xbb, 0xbf]) {
             header.drain(..3); // a byte order mark
         }
+        if header.trim_ascii_end().split(|&b| b == b'\r').skip(1).any(|rest| !rest.starts_with(b"\n")) {
+            let message =
+                "its lines end with carriage returns alone; convert them, for example with `tr '\\r' '\\n'`";
+            return Err(Error::table(path, message));
+        }
         chunks.separator = separator(&header);
         chunks.fields = fields(&header, chunks.separator);
         chunks.header = header;
@@ -129,7 +134,7 @@ impl CsvChunks {
             let message = format!("{} records were read as {} rows", lines.len(), frame.height());
             return Err(Error::line(&self.path, lines[0], message));
         }
-        Ok(Chunk { frame, lines, separator: Some(self.separator) })
+        Ok(Chunk { frame, lines, separator: Some(self.separator), unread: Vec::new() })
     }
 }
 

@@ -1,11 +1,12 @@
 //! What the columns of a table are, and its rows as numbers.
 
 use super::clean::RawRow;
-use super::time::Notation;
+use super::time::{Moment, Notation, local};
 use super::{Chunk, TableOptions};
 use crate::error::{Error, Result};
 use chrono_tz::Tz;
 use polars::prelude::*;
+use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::path::Path;
 
@@ -16,6 +17,26 @@ const MISSING: [&str; 8] = ["", "na", "n/a", "nan", "null", "none", "-", "?"];
 /// Values by which a column is judged.
 const LOOK_AT: usize = 200;
 
+/// What stands between a number's whole part and its decimals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Decimal {
+    /// 1234.5
+    Point,
+    /// 1234,5, or 1.234,5 with thousands
+    Comma,
+}
+
+/// How the numbers of a table are written.
+#[derive(Clone, Copy, Debug)]
+enum Numbers {
+    Point,
+    /// `1.234` is a thousand only where it is known that points group digits.
+    Comma {
+        grouped: bool,
+    },
+}
+
 /// What the columns are.
 #[derive(Clone, Debug)]
 pub(super) struct Layout {
@@ -25,15 +46,17 @@ pub(super) struct Layout {
     pub(super) columns: Vec<String>,
     /// Columns that hold no numbers.
     pub(super) skipped: Vec<String>,
-    decimal_comma: bool,
+    numbers: Numbers,
     missing: Vec<String>,
-    zone: Option<Tz>,
+    /// The numbers among them.
+    missing_numbers: Vec<f64>,
+    pub(super) zone: Option<Tz>,
 }
 
 /// Rows as numbers; missing ones are NaN.
 pub(super) struct Rows {
     ids: Option<Vec<String>>,
-    times: Vec<i64>,
+    times: Vec<Moment>,
     lines: Vec<u64>,
     /// Column after column.
     values: Vec<Vec<f64>>,
@@ -42,9 +65,9 @@ pub(super) struct Rows {
 impl Rows {
     /// Each row with the id of its series.
     pub(super) fn each(&self) -> impl Iterator<Item = (&str, RawRow)> {
-        self.times.iter().enumerate().map(|(i, &time)| {
+        self.times.iter().enumerate().map(|(i, &moment)| {
             let id = self.ids.as_ref().map_or("", |ids| ids[i].as_str());
-            (id, RawRow { time, line: self.lines[i], values: self.values.iter().map(|c| c[i]).collect() })
+            (id, RawRow { moment, line: self.lines[i], values: self.values.iter().map(|c| c[i]).collect() })
         })
     }
 }
@@ -54,20 +77,7 @@ impl Layout {
     pub(super) fn detect(path: &Path, chunk: &Chunk, options: &TableOptions) -> Result<Self> {
         let frame = &chunk.frame;
         let names: Vec<String> = frame.get_column_names().iter().map(|n| n.to_string()).collect();
-        let find = |name: &String| {
-            let folded = names.iter().find(|known| ascii(known) == *name);
-            let known = names.iter().find(|known| *known == name).or(folded);
-            known.cloned().ok_or_else(|| {
-                let known = names.join(", ");
-                Error::table(path, format!("there is no column {name:?}, only {known}"))
-            })
-        };
-        let options = &TableOptions {
-            time: options.time.as_ref().map(find).transpose()?,
-            id: options.id.as_ref().map(find).transpose()?,
-            columns: options.columns.iter().map(find).collect::<Result<_>>()?,
-            ..options.clone()
-        };
+        let options = &resolve(path, &names, options)?;
         let missing: Vec<String> = options.missing_values.iter().map(|v| v.trim().to_lowercase()).collect();
         let (time, notation) = time_column(path, chunk, &names, options)?;
         let mut layout = Self {
@@ -75,17 +85,21 @@ impl Layout {
             notation,
             id: options.id.clone(),
             columns: options.columns.clone(),
-            skipped: Vec::new(),
-            decimal_comma: false,
+            skipped: chunk.unread.clone(),
+            numbers: Numbers::Point,
+            missing_numbers: missing.iter().filter_map(|word| word.parse().ok()).collect(),
             missing,
             zone: options.zone()?,
         };
         let is_value = |name: &&String| **name != layout.time && Some(*name) != layout.id.as_ref();
         let candidates: Vec<&String> = names.iter().filter(is_value).collect();
-        layout.decimal_comma = chunk.separator.is_some_and(|s| s != b',') && {
-            let texts = candidates.iter().filter_map(|name| frame.column(name).ok()?.str().ok());
-            let mut values = texts.flat_map(|text| text.iter().flatten().take(LOOK_AT));
-            values.any(|value| is_decimal_comma(value.trim()))
+        layout.numbers = match options.decimal {
+            Some(Decimal::Comma) => Numbers::Comma { grouped: true },
+            None if chunk.separator.is_some_and(|s| s != b',') => {
+                let chosen: Vec<&String> = options.columns.iter().collect();
+                numbers(path, chunk, if chosen.is_empty() { &candidates } else { &chosen })?
+            }
+            _ => Numbers::Point,
         };
         if options.columns.is_empty() {
             for name in candidates {
@@ -109,7 +123,7 @@ impl Layout {
     fn is_numeric(&self, column: &Column) -> bool {
         let Ok(text) = column.str() else { return column.dtype().is_primitive_numeric() };
         let values: Vec<&str> = text.iter().flatten().filter(|v| !self.is_missing(v)).take(LOOK_AT).collect();
-        let numbers = values.iter().filter(|v| self.number(v).is_some()).count();
+        let numbers = values.iter().filter(|v| self.number(v).is_some() || may_be_point(v.trim())).count();
         numbers * 2 > values.len() || values.is_empty()
     }
 
@@ -121,11 +135,23 @@ impl Layout {
 
     fn number(&self, value: &str) -> Option<f64> {
         let value = value.trim();
-        match self.decimal_comma {
-            // 1.234,5 writes thousands with points
-            true => value.replace('.', "").replace(',', ".").parse().ok(),
-            false => value.parse().ok(),
+        match self.numbers {
+            Numbers::Point => value.parse().ok(),
+            Numbers::Comma { grouped: false } if may_be_point(value) => None,
+            Numbers::Comma { .. } => of_comma(value),
         }
+    }
+
+    /// Why a value is not a number, and which flag would make it one.
+    fn no_number(&self, value: &str) -> String {
+        let advice = match self.numbers {
+            Numbers::Point if of_comma(value).is_some() => "; --decimal comma reads decimal commas",
+            Numbers::Comma { .. } if may_be_point(value) => {
+                " where others have a decimal comma; --decimal comma or point says how numbers are written"
+            }
+            _ => "",
+        };
+        format!("{value:?} is not a number{advice}")
     }
 
     /// A chunk's rows as numbers.
@@ -151,7 +177,7 @@ impl Layout {
         text.iter().zip(&chunk.lines).map(id).collect()
     }
 
-    fn times(&self, path: &Path, chunk: &Chunk, column: &Column) -> Result<Vec<i64>> {
+    fn times(&self, path: &Path, chunk: &Chunk, column: &Column) -> Result<Vec<Moment>> {
         let blame =
             |line: u64, why: &str| Error::line(path, line, format!("column {:?}: {why}", column.name()));
         if let Ok(text) = column.str() {
@@ -163,14 +189,24 @@ impl Layout {
         }
         let numbers = whole_times(column).map_err(|e| Error::table(path, e))?;
         let numbers = numbers.i64().map_err(|e| Error::table(path, e))?;
-        let time = |(value, &line): (Option<i64>, &u64)| value.ok_or_else(|| blame(line, "there is no time"));
+        let time = |(value, &line): (Option<i64>, &u64)| {
+            let value = value.ok_or_else(|| blame(line, "there is no time"))?;
+            match column.dtype() {
+                DataType::Date => Ok(Moment::of_date(local(value, None).date(), self.zone)),
+                DataType::Datetime(_, None) => {
+                    Moment::of_local(local(value, None), self.zone).map_err(|why| blame(line, &why))
+                }
+                _ => Ok(Moment::once(value)),
+            }
+        };
         numbers.iter().zip(&chunk.lines).map(time).collect()
     }
 
     fn values(&self, path: &Path, chunk: &Chunk, column: &Column) -> Result<Vec<f64>> {
         let blame =
             |line: u64, why: String| Error::line(path, line, format!("column {:?}: {why}", column.name()));
-        let finite = |value: f64, line: u64| match value.is_infinite() {
+        let checked = |value: f64, line: u64| match value.is_infinite() {
+            _ if self.missing_numbers.contains(&value) => Ok(f64::NAN),
             true => Err(blame(line, format!("{value} is not a finite number"))),
             false => Ok(value),
         };
@@ -179,10 +215,8 @@ impl Layout {
                 None => Ok(f64::NAN),
                 Some(value) if self.is_missing(value) => Ok(f64::NAN),
                 Some(value) => {
-                    let number = self
-                        .number(value)
-                        .ok_or_else(|| blame(line, format!("{value:?} is not a number")))?;
-                    finite(number, line)
+                    let number = self.number(value).ok_or_else(|| blame(line, self.no_number(value)))?;
+                    checked(number, line)
                 }
             };
             return text.iter().zip(&chunk.lines).map(value).collect();
@@ -193,13 +227,9 @@ impl Layout {
                 format!("column {:?} holds {}, not numbers", column.name(), column.dtype()),
             ));
         }
-        let given: Vec<f64> = self.missing.iter().filter_map(|word| word.parse().ok()).collect();
         let numbers = column.cast(&DataType::Float64).map_err(|e| Error::table(path, e))?;
         let numbers = numbers.f64().map_err(|e| Error::table(path, e))?;
-        let value = |(value, &line): (Option<f64>, &u64)| match value {
-            Some(value) if !given.contains(&value) => finite(value, line),
-            _ => Ok(f64::NAN),
-        };
+        let value = |(value, &line): (Option<f64>, &u64)| checked(value.unwrap_or(f64::NAN), line);
         numbers.iter().zip(&chunk.lines).map(value).collect()
     }
 }
@@ -209,11 +239,85 @@ fn ascii(name: &str) -> String {
     name.bytes().map(|b| if b.is_ascii() { char::from(b) } else { '?' }).collect()
 }
 
-/// `1,5` or `1.234,5`.
-fn is_decimal_comma(value: &str) -> bool {
-    let Some((whole, decimals)) = value.rsplit_once(',') else { return false };
-    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    digits(decimals) && digits(&whole.trim_start_matches(['-', '+']).replace('.', ""))
+/// A number with a decimal comma: `1,5` or `1.234,5`, whose points stand between groups of three digits.
+fn of_comma(value: &str) -> Option<f64> {
+    let (whole, decimals) = value.split_once(',').unwrap_or((value, ""));
+    let mut groups = whole.trim_start_matches(['-', '+']).split('.');
+    let digits = |text: &str, n: std::ops::RangeInclusive<usize>| {
+        n.contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit())
+    };
+    if whole.contains('.')
+        && !(groups.next().is_some_and(|g| digits(g, 1..=3)) && groups.all(|g| digits(g, 3..=3)))
+    {
+        return None;
+    }
+    let whole = whole.replace('.', "");
+    if value.contains(',') { format!("{whole}.{decimals}").parse().ok() } else { whole.parse().ok() }
+}
+
+/// Whether a value is a number with a decimal point, such as `1.5`, or `1.234`, which may also be a thousand.
+fn may_be_point(value: &str) -> bool {
+    value.contains('.') && value.parse::<f64>().is_ok()
+}
+
+/// How the first numbers of text columns are written, where commas do not separate them; both ways are an error.
+fn numbers(path: &Path, chunk: &Chunk, columns: &[&String]) -> Result<Numbers> {
+    let mut values = Vec::new();
+    for name in columns {
+        let Ok(text) = chunk.frame.column(name).and_then(|column| column.str()) else { continue };
+        let known = text.iter().zip(&chunk.lines).filter_map(|(value, &line)| Some((value?.trim(), line)));
+        values.extend(known.take(LOOK_AT).map(|(value, line)| (*name, value, line)));
+    }
+    let with_comma = |value: &str| value.contains(',') && of_comma(value).is_some();
+    let Some((first, comma, _)) = values.iter().find(|(_, value, _)| with_comma(value)) else {
+        return Ok(Numbers::Point);
+    };
+    let grouped = values.iter().any(|(_, value, _)| value.contains('.') && with_comma(value));
+    let other = |value: &str| may_be_point(value) && !(grouped && of_comma(value).is_some());
+    match values.iter().find(|(_, value, _)| other(value)) {
+        None => Ok(Numbers::Comma { grouped }),
+        Some((name, point, line)) => {
+            let message = format!(
+                "column {name:?}: {point:?} where column {first:?} has {comma:?}; --decimal comma or point says how \
+                 numbers are written"
+            );
+            Err(Error::line(path, *line, message))
+        }
+    }
+}
+
+/// The options with names as the table has them.
+pub(super) fn resolve(path: &Path, known: &[String], options: &TableOptions) -> Result<TableOptions> {
+    let unknown =
+        |name: String| Error::table(path, format!("there is no column {name:?}, only {}", known.join(", ")));
+    let find = |name: &String| column_named(name, known).cloned().ok_or_else(|| unknown(name.clone()));
+    Ok(TableOptions {
+        time: options.time.as_ref().map(find).transpose()?,
+        id: options.id.as_ref().map(find).transpose()?,
+        columns: columns_named(&options.columns, known).map_err(unknown)?,
+        ..options.clone()
+    })
+}
+
+/// The columns that are meant by the parts of a list which was cut at its commas, though names may hold commas themselves;
+/// an error is the part that no name begins with.
+pub fn columns_named(parts: &[String], known: &[String]) -> Result<Vec<String>, String> {
+    let most = 1 + known.iter().map(|name| name.matches(',').count()).max().unwrap_or(0);
+    let (mut rest, mut found) = (parts, Vec::new());
+    while !rest.is_empty() {
+        let joined = |n: usize| Some((n, column_named(&rest[..n].join(","), known)?));
+        let (n, name) = (1..=most.min(rest.len())).rev().find_map(joined).ok_or_else(|| rest[0].clone())?;
+        found.push(name.clone());
+        rest = &rest[n..];
+    }
+    Ok(found)
+}
+
+/// The column of a name, which may lack the spaces around it or have question marks in place of what is not ASCII.
+fn column_named<'a>(name: &str, known: &'a [String]) -> Option<&'a String> {
+    let trimmed = |known: &&String| known.trim() == name.trim();
+    let exact = known.iter().find(|known| *known == name);
+    exact.or(known.iter().find(trimmed)).or(known.iter().find(|known| ascii(known) == name))
 }
 
 /// Times of a typed column as milliseconds, whole numbers as they are.
@@ -247,7 +351,7 @@ fn time_column(
     for name in candidates {
         let column = chunk.frame.column(name).map_err(|e| Error::table(path, e))?;
         let named = options.time.is_some();
-        match notation(column, options, named) {
+        match notation(column, name, options, named) {
             Ok(notation) => return Ok((name.clone(), notation)),
             Err((at, why)) => {
                 let line = chunk.lines.get(at).copied().unwrap_or(1);
@@ -262,12 +366,18 @@ fn time_column(
 }
 
 /// The notation of a column, or the place of a value that is no time and why.
-fn notation(column: &Column, options: &TableOptions, named: bool) -> Result<Notation, (usize, String)> {
+fn notation(
+    column: &Column,
+    name: &str,
+    options: &TableOptions,
+    named: bool,
+) -> Result<Notation, (usize, String)> {
     if matches!(column.dtype(), DataType::Date | DataType::Datetime(..)) {
         return Ok(Notation::Pattern("Parquet".into()));
     }
-    if column.dtype().is_integer() && named {
-        return Ok(Notation::Steps);
+    let steps = format!("; --time {name:?} takes whole numbers as steps");
+    if column.dtype().is_integer() {
+        return if named { Ok(Notation::Steps) } else { Err((0, format!("holds whole numbers{steps}"))) };
     }
     let text = column.str().map_err(|_| (0, format!("holds {}, not times", column.dtype())))?;
     if let Some(pattern) = &options.time_format {
@@ -280,7 +390,13 @@ fn notation(column: &Column, options: &TableOptions, named: bool) -> Result<Nota
     }
     let values: Vec<&str> = text.iter().flatten().collect();
     match Notation::detect(&values) {
-        Err(_) if named && values.iter().all(|v| v.trim().parse::<i64>().is_ok()) => Ok(Notation::Steps),
+        Err((at, why)) if values.iter().all(|v| v.trim().parse::<i64>().is_ok()) => {
+            if named {
+                Ok(Notation::Steps)
+            } else {
+                Err((at, why + &steps))
+            }
+        }
         result => result,
     }
 }

@@ -20,10 +20,12 @@ mod parquet;
 mod time;
 
 pub use clean::{Counts, Duplicates, Gaps, Missing};
+pub use layout::{Decimal, columns_named};
 pub(crate) use time::local;
-pub use time::{Frequency, Notation};
+pub use time::{Course, Frequency, Notation};
 
 use crate::error::{Error, Result};
+use crate::split::{Parts, Split};
 use clean::RawSeries;
 use layout::Layout;
 use polars::prelude::DataFrame;
@@ -32,41 +34,28 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 /// How a table is read; every setting is a flag of the commands too.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TableOptions {
-    /// Column with the time [default: the first that holds times]
-    #[arg(long, value_name = "COLUMN", help_heading = "Table")]
+    /// Column with the time; none for the first that holds times.
     pub time: Option<String>,
-    /// Column that names the series a row belongs to [default: all rows are one series]
-    #[arg(long, value_name = "COLUMN", help_heading = "Table")]
+    /// Column that names the series a row belongs to; none where all rows are one series.
     pub id: Option<String>,
-    /// Columns that the model sees, separated by commas [default: all numeric ones]
-    #[arg(long, value_name = "COLUMNS", value_delimiter = ',', help_heading = "Table")]
+    /// Columns that the model sees; empty for all numeric ones.
     pub columns: Vec<String>,
-    /// Notation of the times, for example %d/%m/%Y %H:%M [default: recognised]
-    #[arg(long, value_name = "PATTERN", help_heading = "Table")]
+    /// Decimal mark; none where it is to be recognised.
+    pub decimal: Option<Decimal>,
+    /// Notation of the times; none where it is to be recognised.
     pub time_format: Option<String>,
-    /// Zone of times that do not name one, for example Europe/Berlin [default: UTC]
-    #[arg(long, value_name = "ZONE", help_heading = "Table")]
+    /// Zone of times that do not name one; none for UTC.
     pub time_zone: Option<String>,
-    /// Words and numbers that mean a missing value, beside empty, NA, NaN, null and none; separated by commas
-    #[arg(
-        long,
-        value_name = "VALUES",
-        value_delimiter = ',',
-        allow_hyphen_values = true,
-        help_heading = "Table"
-    )]
+    /// Words and numbers that mean a missing value, beside the usual ones.
     pub missing_values: Vec<String>,
-    /// Rows with the same time
-    #[arg(long, value_enum, default_value_t, value_name = "POLICY", help_heading = "Table")]
+    /// Rows with the same time.
     pub duplicates: Duplicates,
-    /// Times without a row
-    #[arg(long, value_enum, default_value_t, value_name = "POLICY", help_heading = "Table")]
+    /// Times without a row.
     pub gaps: Gaps,
-    /// Missing values
-    #[arg(long, value_enum, default_value_t, value_name = "POLICY", help_heading = "Table")]
+    /// Missing values.
     pub missing: Missing,
 }
 
@@ -78,7 +67,7 @@ impl TableOptions {
     }
 
     /// The zone of the times, if one is given.
-    pub(crate) fn zone(&self) -> Result<Option<chrono_tz::Tz>> {
+    pub fn zone(&self) -> Result<Option<chrono_tz::Tz>> {
         let parse = |name: &String| {
             name.parse()
                 .map_err(|_| Error::config(format!("there is no time zone {name:?}; try Europe/Berlin")))
@@ -145,7 +134,7 @@ impl Table {
         let (layout, mut counts) = (reader.layout, Counts::default());
         let mut frequency = None;
         for series in &mut raw {
-            let inferred = series.order(path, options.duplicates, &layout.notation, &mut counts)?;
+            let inferred = series.order(path, options.duplicates, &layout, &mut counts)?;
             frequency = match (frequency, inferred) {
                 (Some(first), Some(other)) if first != other && options.gaps != Gaps::Keep => {
                     let id = &series.id;
@@ -163,7 +152,7 @@ impl Table {
         };
         let series = raw
             .into_iter()
-            .map(|series| series.finish(path, &layout.columns, frequency, options, &mut counts))
+            .map(|series| series.finish(path, &layout, frequency, options, &mut counts))
             .collect::<Result<Vec<_>>>()?;
         counts.series = series.len();
         counts.frequency = Some(frequency);
@@ -176,6 +165,18 @@ impl Table {
             notation: layout.notation,
             counts,
         })
+    }
+
+    /// The parts of every series; one without room for a window is an error.
+    pub fn parts(&self, split: Split, seq_len: usize, pred_len: usize) -> Result<Vec<Parts>> {
+        let parts = |series: &Series| {
+            let parts = split.parts(series.len(), seq_len, pred_len);
+            parts.map_err(|error| match error {
+                mamba_core::Error::Config(_) => error.into(),
+                other => Error::series(&self.path, &series.id, other),
+            })
+        };
+        self.series.iter().map(parts).collect()
     }
 }
 
@@ -247,7 +248,7 @@ impl SeriesStream {
 
     fn finish(&mut self, mut series: RawSeries) -> Result<Series> {
         let (path, layout) = (&self.reader.path, &self.reader.layout);
-        let inferred = series.order(path, self.options.duplicates, &layout.notation, &mut self.counts)?;
+        let inferred = series.order(path, self.options.duplicates, layout, &mut self.counts)?;
         let Some(frequency) = self.frequency.or(inferred) else {
             return Err(Error::series(path, &series.id, "needs at least two rows with different times"));
         };
@@ -261,7 +262,7 @@ impl SeriesStream {
         self.frequency = Some(frequency);
         self.counts.series += 1;
         self.counts.frequency = Some(frequency);
-        series.finish(path, &layout.columns, frequency, &self.options, &mut self.counts)
+        series.finish(path, layout, frequency, &self.options, &mut self.counts)
     }
 }
 
@@ -291,6 +292,8 @@ pub(crate) struct Chunk {
     pub(crate) lines: Vec<u64>,
     /// Of CSV.
     pub(crate) separator: Option<u8>,
+    /// Columns beyond those of the frame.
+    pub(crate) unread: Vec<String>,
 }
 
 /// A file and what its columns are.
@@ -305,7 +308,7 @@ impl TableReader {
     fn open(path: &Path, options: &TableOptions) -> Result<Self> {
         let parquet = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("parquet"));
         let mut chunks: Box<dyn Iterator<Item = Result<Chunk>> + Send> = match parquet {
-            true => Box::new(parquet::ParquetChunks::open(path)?),
+            true => Box::new(parquet::ParquetChunks::open(path, options)?),
             false => Box::new(csv::CsvChunks::open(path)?),
         };
         let first = chunks.next().unwrap_or_else(|| Err(Error::table(path, "there are no rows")))?;

@@ -4,7 +4,7 @@
 //! table whose time column holds whole numbers, it is that number.
 
 use chrono::{
-    DateTime, Datelike, MappedLocalTime, Months, NaiveDate, NaiveDateTime, TimeZone, Timelike, Utc,
+    DateTime, Datelike, MappedLocalTime, NaiveDate, NaiveDateTime, TimeDelta, TimeZone, Timelike, Utc,
 };
 use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
@@ -76,31 +76,67 @@ impl Notation {
     }
 
     /// The time that a value stands for.
-    pub(crate) fn parse(&self, value: &str, zone: Option<Tz>) -> Result<i64, String> {
+    pub(crate) fn parse(&self, value: &str, zone: Option<Tz>) -> Result<Moment, String> {
         match self {
-            Self::Steps => value.trim().parse().map_err(|_| format!("{value:?} is not a whole number")),
+            Self::Steps => {
+                let step = value.trim().parse().map_err(|_| format!("{value:?} is not a whole number"))?;
+                Ok(Moment::once(step))
+            }
             Self::Pattern(pattern) => match parse(value, pattern) {
                 None => {
                     Err(format!("{value:?} is not a time of the form {}", pattern.trim_start_matches('@')))
                 }
-                Some(Parsed::Instant(ms)) => Ok(ms),
-                Some(Parsed::Local(local)) => to_utc(local, zone),
+                Some(Parsed::Instant(ms)) => Ok(Moment::once(ms)),
+                Some(Parsed::Date(date)) => Ok(Moment::of_date(date, zone)),
+                Some(Parsed::Local(local)) => Moment::of_local(local, zone),
             },
+        }
+    }
+}
+
+/// The time of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Moment {
+    pub(crate) time: i64,
+    /// The second time, in an hour that comes twice because clocks are put back.
+    pub(crate) again: Option<i64>,
+}
+
+impl Moment {
+    pub(crate) fn once(time: i64) -> Self {
+        Self { time, again: None }
+    }
+
+    /// The beginning of a day in a zone.
+    pub(crate) fn of_date(date: NaiveDate, zone: Option<Tz>) -> Self {
+        Self::once(from_local(date.and_time(Default::default()), zone))
+    }
+
+    /// A local time in a zone.
+    pub(crate) fn of_local(local: NaiveDateTime, zone: Option<Tz>) -> Result<Self, String> {
+        let Some(zone) = zone else { return Ok(Self::once(local.and_utc().timestamp_millis())) };
+        match zone.from_local_datetime(&local) {
+            MappedLocalTime::Single(time) => Ok(Self::once(time.timestamp_millis())),
+            MappedLocalTime::Ambiguous(first, second) => {
+                Ok(Self { time: first.timestamp_millis(), again: Some(second.timestamp_millis()) })
+            }
+            MappedLocalTime::None => {
+                Err(format!("{local} does not exist in {zone}: clocks were put forward"))
+            }
         }
     }
 }
 
 enum Parsed {
     Instant(i64),
+    Date(NaiveDate),
     Local(NaiveDateTime),
 }
 
 fn parse(value: &str, pattern: &str) -> Option<Parsed> {
     let value = value.trim();
     if let Some(date) = pattern.strip_prefix('@') {
-        return Some(Parsed::Local(
-            NaiveDate::parse_from_str(value, date).ok()?.and_time(Default::default()),
-        ));
+        return Some(Parsed::Date(NaiveDate::parse_from_str(value, date).ok()?));
     }
     if pattern.ends_with('z') {
         // chrono does not take the letter Z for an offset
@@ -111,13 +147,13 @@ fn parse(value: &str, pattern: &str) -> Option<Parsed> {
     Some(Parsed::Local(NaiveDateTime::parse_from_str(value, pattern).ok()?))
 }
 
-/// Local time in a zone as UTC. Of an hour that comes twice the first is meant.
-fn to_utc(local: NaiveDateTime, zone: Option<Tz>) -> Result<i64, String> {
-    let Some(zone) = zone else { return Ok(local.and_utc().timestamp_millis()) };
-    match zone.from_local_datetime(&local) {
-        MappedLocalTime::Single(time) | MappedLocalTime::Ambiguous(time, _) => Ok(time.timestamp_millis()),
-        MappedLocalTime::None => Err(format!("{local} does not exist in {zone}: clocks were put forward")),
-    }
+/// A local time in a zone as UTC; one that clocks pass over, as the time to which they are put forward.
+fn from_local(local: NaiveDateTime, zone: Option<Tz>) -> i64 {
+    let Some(zone) = zone else { return local.and_utc().timestamp_millis() };
+    // clocks are put forward by whole quarters of an hour, at most by a day
+    let mut later = (0..=96).map(|quarters| local + TimeDelta::minutes(15 * quarters));
+    let time = later.find_map(|local| zone.from_local_datetime(&local).earliest());
+    time.map_or_else(|| local.and_utc().timestamp_millis(), |time| time.timestamp_millis())
 }
 
 /// The time of day and date of a time, in a zone or else UTC.
@@ -147,11 +183,15 @@ const HOUR: i64 = 60 * MINUTE;
 const DAY: i64 = 24 * HOUR;
 
 impl Frequency {
-    /// The most common distance of different neighbours in sorted times; `None` of fewer than two different times.
-    pub(crate) fn infer(times: &[i64], notation: &Notation) -> Option<Self> {
+    /// The most common distance of different neighbours in sorted times; `None` of fewer than two different times. Whole
+    /// days in the zone count as such, though clocks are changed between them.
+    pub(crate) fn infer(times: &[i64], notation: &Notation, zone: Option<Tz>) -> Option<Self> {
+        let zone = zone.filter(|_| *notation != Notation::Steps);
         let mut counts: HashMap<i64, usize> = HashMap::new();
         for pair in times.windows(2) {
-            *counts.entry(pair[1] - pair[0]).or_default() += 1;
+            let days = zone.map(|_| (local(pair[1], zone) - local(pair[0], zone)).num_milliseconds());
+            let days = days.filter(|days| *days > 0 && days % DAY == 0);
+            *counts.entry(days.unwrap_or(pair[1] - pair[0])).or_default() += 1;
         }
         counts.remove(&0);
         let (&distance, _) = counts.iter().max_by_key(|&(&distance, &count)| (count, -distance))?;
@@ -159,48 +199,12 @@ impl Frequency {
             return Some(Self::Steps(distance));
         }
         // Months are not all of one length.
-        let months = |time: i64| {
-            let date = local(time, None);
-            date.year() * 12 + date.month0() as i32
-        };
-        let of_a_day = |time: i64| local(time, None).day().min(28);
+        let of_a_day = |time: i64| local(time, zone).day().min(28);
         if distance >= 28 * DAY && times.iter().all(|&t| of_a_day(t) == of_a_day(times[0])) {
-            let least = times.windows(2).map(|pair| months(pair[1]) - months(pair[0])).min()?;
+            let least = times.windows(2).map(|pair| months_between(pair[0], pair[1], zone)).min()?;
             return Some(Self::Months(least.max(1) as u32));
         }
         Some(Self::Milliseconds(distance))
-    }
-
-    /// The time `n` steps after `time`.
-    pub fn after(self, time: i64, n: usize) -> i64 {
-        match self {
-            Self::Milliseconds(step) | Self::Steps(step) => time + step * n as i64,
-            Self::Months(step) => {
-                let date = DateTime::<Utc>::from_timestamp_millis(time).unwrap_or_default();
-                let later = date.checked_add_months(Months::new(step * n as u32));
-                later.unwrap_or(date).timestamp_millis()
-            }
-        }
-    }
-
-    /// How many steps `later` is after `earlier`; `None` when it lies between two steps.
-    pub(crate) fn steps_between(self, earlier: i64, later: i64) -> Option<usize> {
-        let steps = match self {
-            Self::Milliseconds(step) | Self::Steps(step) => (later - earlier).checked_div(step)?,
-            Self::Months(step) => {
-                let (a, b) = (local(earlier, None), local(later, None));
-                i64::from((b.year() - a.year()) * 12 + b.month0() as i32 - a.month0() as i32)
-                    / i64::from(step)
-            }
-        };
-        let steps = usize::try_from(steps).ok()?;
-        let reached = self.after(earlier, steps);
-        let exact = match self {
-            // the last day of a month comes on the 28th to the 31st
-            Self::Months(_) => (reached - later).abs() <= 3 * DAY,
-            _ => reached == later,
-        };
-        exact.then_some(steps)
     }
 
     /// Steps of the season that suggests itself: a day of hours or less, a week of days, a year of months.
@@ -213,17 +217,99 @@ impl Frequency {
         }
     }
 
-    /// A time as text: as ISO 8601, or the step.
-    pub fn format(self, time: i64) -> String {
-        match self {
-            Self::Steps(_) => time.to_string(),
-            _ => {
-                let local = local(time, None);
-                let pattern =
-                    if local.nanosecond() > 0 { "%Y-%m-%dT%H:%M:%S%.3f" } else { "%Y-%m-%dT%H:%M:%S" };
-                local.format(pattern).to_string()
+    /// A time as text: as ISO 8601, in a zone with its offset; or the step.
+    pub fn format(self, time: i64, zone: Option<Tz>) -> String {
+        if let Self::Steps(_) = self {
+            return time.to_string();
+        }
+        let local = local(time, zone);
+        let pattern = if local.nanosecond() > 0 { "%Y-%m-%dT%H:%M:%S%.3f" } else { "%Y-%m-%dT%H:%M:%S" };
+        let offset = zone.map_or_else(String::new, |zone| {
+            let utc = DateTime::<Utc>::from_timestamp_millis(time).unwrap_or_default();
+            utc.with_timezone(&zone).format("%:z").to_string()
+        });
+        format!("{}{offset}", local.format(pattern))
+    }
+}
+
+/// Calendar months from one time to another.
+fn months_between(earlier: i64, later: i64, zone: Option<Tz>) -> i64 {
+    let month = |time| {
+        let date = local(time, zone);
+        i64::from(date.year()) * 12 + i64::from(date.month0())
+    };
+    month(later) - month(earlier)
+}
+
+/// How the times of one series go on: days and months are those of its zone, and a month's row falls on the day of the
+/// month on which the series' rows fall, or on the last day of a shorter month.
+#[derive(Clone, Copy, Debug)]
+pub struct Course {
+    frequency: Frequency,
+    zone: Option<Tz>,
+    day: u32,
+}
+
+impl Course {
+    /// The course of a series with rows at these times.
+    pub fn new(frequency: Frequency, zone: Option<Tz>, times: &[i64]) -> Self {
+        let day = match frequency {
+            Frequency::Months(_) => times.iter().map(|&time| local(time, zone).day()).max(),
+            _ => None,
+        };
+        Self { frequency, zone, day: day.unwrap_or(1) }
+    }
+
+    /// The time `n` steps after `time`.
+    pub fn after(self, time: i64, n: usize) -> i64 {
+        let n = n as i64;
+        match self.frequency {
+            Frequency::Milliseconds(step) if self.zone.is_some() && step % DAY == 0 => {
+                from_local(local(time, self.zone) + TimeDelta::milliseconds(step * n), self.zone)
+            }
+            Frequency::Milliseconds(step) | Frequency::Steps(step) => time + step * n,
+            Frequency::Months(step) => {
+                let at = local(time, self.zone);
+                let month = i64::from(at.year()) * 12 + i64::from(at.month0()) + i64::from(step) * n;
+                let (year, month) = (month.div_euclid(12) as i32, month.rem_euclid(12) as u32 + 1);
+                let date = (1..=self.day).rev().find_map(|day| NaiveDate::from_ymd_opt(year, month, day));
+                from_local(date.unwrap_or(at.date()).and_time(at.time()), self.zone)
             }
         }
+    }
+
+    /// How many steps `later` is after `earlier`; `None` when it lies between two steps.
+    pub(crate) fn steps_between(self, earlier: i64, later: i64) -> Option<usize> {
+        let (steps, exact) = match self.frequency {
+            Frequency::Milliseconds(step) if self.zone.is_some() && step % DAY == 0 => {
+                let (a, b) = (local(earlier, self.zone), local(later, self.zone));
+                let days = (b.date() - a.date()).num_milliseconds();
+                (days / step, days % step == 0 && self.same_time_of_day(a, b))
+            }
+            Frequency::Milliseconds(step) | Frequency::Steps(step) => {
+                let distance = later - earlier;
+                (distance.checked_div(step)?, distance % step == 0)
+            }
+            Frequency::Months(step) => {
+                let steps = months_between(earlier, later, self.zone) / i64::from(step);
+                // a row may stand some days before the end of its month
+                let off = self.after(earlier, usize::try_from(steps).ok()?) - later;
+                (steps, off.abs() <= 3 * DAY)
+            }
+        };
+        let steps = usize::try_from(steps).ok()?;
+        (exact && (steps > 0 || earlier == later)).then_some(steps)
+    }
+
+    /// Whether two local times are at the same time of day, or at one that clocks passed over on the other's day.
+    fn same_time_of_day(self, a: NaiveDateTime, b: NaiveDateTime) -> bool {
+        let skipped = |at: NaiveDateTime| Moment::of_local(at, self.zone).is_err();
+        a.time() == b.time() || skipped(a.date().and_time(b.time())) || skipped(b.date().and_time(a.time()))
+    }
+
+    /// A time as text.
+    pub fn format(self, time: i64) -> String {
+        self.frequency.format(time, self.zone)
     }
 }
 
@@ -266,7 +352,7 @@ mod tests {
             (&["2/1/2021", "2/13/2021"], 1_612_137_600_000),
         ] {
             let notation = detect(values).unwrap_or_else(|e| panic!("{values:?}: {e:?}"));
-            assert_eq!(notation.parse(values[0], None), Ok(ms), "{values:?} as {notation:?}");
+            assert_eq!(notation.parse(values[0], None), Ok(Moment::once(ms)), "{values:?} as {notation:?}");
         }
         assert!(detect(&["1/2/2021"]).is_err_and(|(_, why)| why.contains("day or with the month")));
         let (at, why) = detect(&["2013-01-01", "2013-01-02", "2013-02-30"]).unwrap_err();
@@ -279,6 +365,8 @@ mod tests {
         let berlin = Some("Europe/Berlin".parse().unwrap());
         let winter = notation.parse("2021-03-28 01:30", berlin).unwrap();
         assert_eq!(winter, notation.parse("2021-03-28 00:30", None).unwrap());
+        let twice = notation.parse("2021-10-31 02:30", berlin).unwrap();
+        assert_eq!(twice.again, Some(twice.time + HOUR));
         let missing = notation.parse("2021-03-28 02:30", berlin).unwrap_err();
         assert!(missing.contains("does not exist in Europe/Berlin"), "{missing}");
     }
@@ -286,17 +374,64 @@ mod tests {
     #[test]
     fn frequencies_are_inferred_and_named() {
         let pattern = Notation::Pattern(String::new());
-        let of = |times: &[i64]| Frequency::infer(times, &pattern).unwrap();
+        let of = |times: &[i64]| Frequency::infer(times, &pattern, None).unwrap();
         assert_eq!(of(&[0, HOUR, 2 * HOUR, 5 * HOUR]).to_string(), "1 hour");
         assert_eq!(of(&[0, 10 * MINUTE, 20 * MINUTE]).to_string(), "10 minutes");
         assert_eq!(of(&[0, DAY, 2 * DAY]).season(), 7);
         let month = |m: u32| NaiveDate::from_ymd_opt(2021, m, 1).unwrap().and_time(Default::default());
         let months: Vec<i64> = (1..=6).map(|m| month(m).and_utc().timestamp_millis()).collect();
         assert_eq!(of(&months), Frequency::Months(1));
-        assert_eq!(Frequency::Months(1).after(months[0], 5), months[5]);
-        assert_eq!(Frequency::Months(1).steps_between(months[1], months[4]), Some(3));
-        assert_eq!(Frequency::Milliseconds(HOUR).steps_between(0, 90 * MINUTE), None);
-        assert_eq!(Frequency::infer(&[3, 5, 7, 11], &Notation::Steps), Some(Frequency::Steps(2)));
-        assert_eq!(Frequency::infer(&[3], &pattern), None);
+        let monthly = Course::new(Frequency::Months(1), None, &months);
+        assert_eq!(monthly.after(months[0], 5), months[5]);
+        assert_eq!(monthly.steps_between(months[1], months[4]), Some(3));
+        let hourly = Course::new(Frequency::Milliseconds(HOUR), None, &[]);
+        assert_eq!(hourly.steps_between(0, 90 * MINUTE), None);
+        assert_eq!(Frequency::infer(&[3, 5, 7, 11], &Notation::Steps, None), Some(Frequency::Steps(2)));
+        assert_eq!(Frequency::infer(&[3], &pattern, None), None);
+    }
+
+    /// The course of a series with these local times, and the times.
+    fn course(times: &[&str], zone: Option<Tz>) -> (Course, Vec<i64>) {
+        let notation = detect(times).unwrap();
+        let times: Vec<i64> = times.iter().map(|t| notation.parse(t, zone).unwrap().time).collect();
+        (Course::new(Frequency::infer(&times, &notation, zone).unwrap(), zone, &times), times)
+    }
+
+    #[test]
+    fn months_keep_their_day_and_end_with_their_last() {
+        for (rows, next) in [
+            (["2003-02-28", "2003-03-31", "2003-04-30"], ["2003-05-31", "2003-06-30", "2003-07-31"]),
+            (["2003-02-28", "2003-03-30", "2003-04-30"], ["2003-05-30", "2003-06-30", "2003-07-30"]),
+            (["2002-12-28", "2003-01-28", "2003-02-28"], ["2003-03-28", "2003-04-28", "2003-05-28"]),
+            (["2002-10-31", "2003-01-31", "2003-04-30"], ["2003-07-31", "2003-10-31", "2004-01-31"]),
+        ] {
+            for zone in [None, Some(Tz::Pacific__Auckland)] {
+                let (course, times) = course(&rows, zone);
+                let after = |n| course.format(course.after(times[2], n))[..10].to_owned();
+                assert_eq!([after(1), after(2), after(3)], next, "after {rows:?} in {zone:?}");
+                assert_eq!(course.steps_between(times[0], times[2]), Some(2));
+            }
+        }
+        let (course, times) = course(&["2003-01-31", "2003-02-28", "2003-03-31"], None);
+        assert_eq!(course.steps_between(times[2] - DAY, times[2]), None, "two rows of one month");
+    }
+
+    #[test]
+    fn days_are_those_of_the_zone() {
+        let berlin = Some(Tz::Europe__Berlin);
+        let (daily, times) = course(&["2021-03-27", "2021-03-28", "2021-03-29"], berlin);
+        assert_eq!(daily.frequency, Frequency::Milliseconds(DAY));
+        assert_eq!(times[2] - times[1], 23 * HOUR);
+        assert_eq!((daily.after(times[0], 2), daily.steps_between(times[0], times[2])), (times[2], Some(2)));
+        assert_eq!(daily.steps_between(times[0], times[2] + HOUR), None);
+        assert_eq!(daily.format(times[0]), "2021-03-27T00:00:00+01:00");
+        assert_eq!(daily.format(times[2]), "2021-03-29T00:00:00+02:00");
+        // a day that begins at one, for midnight is passed over
+        let brazil = Some(Tz::America__Sao_Paulo);
+        let (daily, times) = course(&["2018-11-02", "2018-11-03", "2018-11-04", "2018-11-05"], brazil);
+        assert_eq!(daily.format(times[2]), "2018-11-04T01:00:00-02:00");
+        assert_eq!(daily.after(times[0], 2), times[2]);
+        let steps = [daily.steps_between(times[1], times[2]), daily.steps_between(times[2], times[3])];
+        assert_eq!(steps, [Some(1); 2]);
     }
 }

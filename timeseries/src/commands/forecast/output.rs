@@ -2,6 +2,7 @@
 
 use super::Args;
 use anyhow::Result;
+use mamba_core::cli::Format;
 use mamba_datasets::job::arrow_array::{Array, ArrayRef, Float64Array, RecordBatch, StringArray};
 use mamba_datasets::job::arrow_schema::SchemaRef;
 use mamba_datasets::job::{self, Fingerprint, Job, Part as Output};
@@ -13,7 +14,7 @@ use std::path::Path;
 pub(super) enum Sink {
     Part(Box<job::PartWriter>),
     Json(Box<JsonFile>),
-    Stdout { header: bool },
+    Stdout { format: Format, header: bool },
     Parts(Box<Parts>),
 }
 
@@ -72,7 +73,7 @@ pub(super) fn destination(
         return Err(mamba_core::Error::Config(message).into());
     }
     if stdout {
-        return Ok(Some(Sink::Stdout { header: true }));
+        return Ok(Some(Sink::Stdout { format: args.common.format, header: true }));
     }
     let mut fingerprint = Fingerprint::new();
     fingerprint.add_input(table)?;
@@ -149,7 +150,13 @@ impl Sink {
                     json.rows += 1;
                 }
             }
-            Self::Stdout { header } => {
+            Self::Stdout { format: Format::Json, .. } => {
+                let mut out = std::io::stdout().lock();
+                for row in rows_of(batch) {
+                    writeln!(out, "{}", serde_json::Value::Object(row))?;
+                }
+            }
+            Self::Stdout { header, .. } => {
                 let mut out = std::io::stdout().lock();
                 if std::mem::take(header) {
                     let names: Vec<&str> =
