@@ -200,6 +200,9 @@ pub(super) fn forward<T: Real, W: Weight<T>>(x: &[T], map: Map<'_, T, W>, parts:
     let d_in = map.d_in;
     let (rows, d_out) = (x.len() / d_in, map.weight.len() / d_in);
     assert!(map.weight.len() == d_out * d_in && x.len() == rows * d_in, "shapes do not fit");
+    if rows == 0 {
+        return vec![Vec::new(); parts.len()];
+    }
     let arranged: Vec<Cow<'_, [T]>> =
         x.chunks_exact(d_in).map(|x| dispatch(Arrange::<T, W>(x, PhantomData))).collect();
     let mut by_channel = vec![T::default(); rows * d_out]; // [channel][row]

@@ -55,6 +55,15 @@ fn gradients_are_those_of_finite_differences_also_when_a_part_is_not_used() -> R
 }
 
 #[test]
+fn no_rows_give_no_rows() -> Result<()> {
+    let [x, weight, bias] = &inputs(&[2, 0, 5], &[3, 1])?[..] else { unreachable!() };
+    let parts = linear(x, weight, Some(bias), &[3, 1])?;
+    let dims: Vec<&[usize]> = parts.iter().map(Tensor::dims).collect();
+    assert_eq!(dims, [[2, 0, 3], [2, 0, 1]]);
+    Ok(())
+}
+
+#[test]
 fn wrong_arguments_are_named() -> Result<()> {
     let x = inputs(&[2, 4], &[3])?;
     let error = |parts: &[usize]| message(linear(&x[0], &x[1], Some(&x[2]), parts));
