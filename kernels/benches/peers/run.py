@@ -16,7 +16,12 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 TABLE = ["-p", "mamba-core", "--features", "train,cli,lm", "--bench", "table"]
-SCORING = ["-p", "mamba-recsys", "--bench", "ml1m"]
+# Rows that benches of other crates measure: what their names begin with, the bench, and its group and function.
+BENCHES = [
+    ("score", ["-p", "mamba-recsys", "--bench", "ml1m"], "score/whole/ml1m_200"),
+    ("forecast s-mamba", ["-p", "mamba-timeseries", "--bench", "forecasters"], "s-mamba/etth1_96/fwd"),
+    ("train s-mamba", ["-p", "mamba-timeseries", "--bench", "forecasters"], "s-mamba/etth1_96/train_step"),
+]
 MAMBA_RS = ["cargo", "build", "--release", "--ignore-rust-version", "--manifest-path", str(HERE / "mamba-rs/Cargo.toml")]
 PEERS = {
     "mamba-rs": None,  # the program that is built
@@ -24,6 +29,7 @@ PEERS = {
     "transformers": [sys.executable, str(HERE / "torch_peers.py"), "transformers"],
     "llama.cpp": [sys.executable, str(HERE / "llama_cpp_peer.py")],
     "recbole": [sys.executable, str(HERE / "recbole_peer.py")],
+    "s-mamba": [sys.executable, str(HERE / "s_mamba_peer.py")],
 }
 
 
@@ -56,14 +62,16 @@ def table_row(program, row, seconds):
     return {"program": "mamba-zoo", "row": row, "tokens_per_second": measured.pop("best"), **measured}
 
 
-def scoring_row(program):
-    """Users per second, of the samples that criterion keeps."""
-    lines([program, "--bench", "score/whole"])
-    target = Path(program).parents[2]
-    sample = json.loads((target / "criterion/score/whole_ml1m_200/new/sample.json").read_text())
-    users = json.loads((target / "criterion/score/whole_ml1m_200/new/benchmark.json").read_text())
-    users = users["throughput"]["Elements"]
-    rates = sorted(users * n / nanoseconds * 1e9 for n, nanoseconds in zip(sample["iters"], sample["times"]))
+def bench_row(program, name):
+    """Users or windows per second, of the samples that criterion keeps."""
+    lines([program, "--bench", f"^{name}$"])
+    kept = Path(program).parents[2] / "criterion"
+    for path in kept.glob("**/new/benchmark.json"):
+        about = json.loads(path.read_text())
+        if about["full_id"] == name:
+            break
+    sample, items = json.loads(path.with_name("sample.json").read_text()), about["throughput"]["Elements"]
+    rates = sorted(items * n / nanoseconds * 1e9 for n, nanoseconds in zip(sample["iters"], sample["times"]))
     return {"program": "mamba-zoo", "tokens_per_second": rates[-1], "median": rates[len(rates) // 2]}
 
 
@@ -85,24 +93,25 @@ def main():
     words = [word for word in args.only.split(",") if word]
     os.chdir(ROOT)
 
-    wanted = args.peers.split(",")
-    if "mamba-rs" in wanted:
+    chosen = args.peers.split(",")
+    if "mamba-rs" in chosen:
         PEERS["mamba-rs"] = [args.mamba_rs or built(MAMBA_RS) or "mamba-rs"]
     peers = {}
-    for peer in wanted:
+    for peer in chosen:
         for row in lines(PEERS[peer]):
             if not words or any(word in row for word in words):
                 peers.setdefault(row, []).append(peer)
-    scores = [row for row in peers if row.startswith("score")]
-    table = bench(TABLE, args.profile) if len(scores) < len(peers) else None
-    scoring = scoring_row(bench(SCORING, args.profile)) if scores else None
+    in_bench = {row: found for row in peers for found in BENCHES if row.startswith(found[0])}
+    table = bench(TABLE, args.profile) if len(in_bench) < len(peers) else None
+    wanted = {name for _, _, name in in_bench.values()}
+    benched = {name: bench_row(bench(what, args.profile), name) for _, what, name in BENCHES if name in wanted}
 
     print(machine())
     print("| work | ours | peer | its own | ratio | peak memory, ours and the peer's |\n|---|---|---|---|---|---|")
     for row, names in peers.items():
         # The prompt is a matter of products, which are in f32 whatever the weights are stored in.
         own = row.removesuffix(" f16") if row.startswith("prefill") else row
-        ours = scoring if row in scores else table_row(table, own, args.seconds)
+        ours = benched[in_bench[row][2]] if row in in_bench else table_row(table, own, args.seconds)
         for peer in names if ours else []:
             said = lines(PEERS[peer] + [row, str(args.seconds)])
             if not said:
