@@ -30,12 +30,12 @@ pub enum Error {
         /// What belongs there.
         expected: &'static str,
     },
-    /// A line of a text file is not what its format says.
+    /// A line of a text file, or a row of a Parquet file, is not what its format says.
     #[error("{}:{line}: {problem}", path.display())]
     Line {
         /// The file.
         path: PathBuf,
-        /// The line, from 1.
+        /// The line or row, from 1.
         line: usize,
         /// What is wrong with it.
         problem: String,

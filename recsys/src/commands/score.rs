@@ -597,14 +597,9 @@ fn report(args: &Args, done: &Done, directory: bool, started: Instant) -> Result
         eprintln!("{unknown_candidates} of {candidates} candidates are none of the model's items{example}");
     }
     if let Some(folder) = &args.state_out {
-        let folder = folder.display();
-        eprintln!("{folder}: states of {} parts written", done.states);
-        if done.states_missing > 0 {
-            eprintln!(
-                "{folder}: {} parts are missing; until then it cannot be read from",
-                done.states_missing
-            );
-        }
+        let (folder, written, missing) = (folder.display(), done.states, done.states_missing);
+        let until = if missing > 0 { "; no job can read it before" } else { "" };
+        eprintln!("{folder}: parts of states written: {written}, still to be made: {missing}{until}");
     }
     if done.interrupted {
         let how = if directory { "goes on with the next part" } else { "starts again" };

@@ -14,7 +14,7 @@ use mamba_recsys::checkpoint::{CheckpointConfig, write_items};
 use mamba_recsys::data::ReadOptions;
 use mamba_recsys::score::users::{OwnedId, Parts, User};
 use mamba_recsys::score::{Cold, ScoreConfig, Scored, Scorer, schema, to_rows};
-use mamba_recsys::{Id, Model, ModelConfig, RecCheckpoint};
+use mamba_recsys::{Id, Ids, ItemMap, Model, ModelConfig, RecCheckpoint};
 use proptest::prelude::*;
 use std::path::Path;
 use std::sync::Arc;
@@ -155,10 +155,9 @@ fn an_arrow_batch_gives_what_the_functions_give() {
     }
     assert!(rows.column(3).is_null(best.len()), "the second user is cold");
     // as polars exports them
-    let histories = || [ids(&[3, 4, 5]), vec!["never heard of".to_string()]];
     let mut views = LargeListBuilder::new(StringViewBuilder::new());
     let mut large = LargeListBuilder::new(LargeStringBuilder::new());
-    for history in histories() {
+    for history in [ids(&[3, 4, 5]), vec!["never heard of".to_string()]] {
         views.append_value(history.iter().map(Some));
         large.append_value(history.iter().map(Some));
     }
@@ -172,6 +171,17 @@ fn an_arrow_batch_gives_what_the_functions_give() {
     let wrong =
         RecordBatch::try_from_iter([("user", Arc::new(StringArray::from(vec!["a"])) as ArrayRef)]).unwrap();
     assert!(scorer.score_batch(&wrong, checkpoint.items()).is_err());
+}
+
+#[test]
+fn a_candidate_that_has_no_place_among_numbers_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let scorer = scorer(&checkpoint(dir.path()), false, None);
+    let items = ItemMap::new(Ids::Int((100..124).collect()));
+    let candidates = ["105", "abc"].map(|id| OwnedId::Text(id.into()));
+    let user = User { id: OwnedId::Int(7), history: vec![3], candidates: Some(candidates.to_vec()) };
+    let error = to_rows(&scorer, &[user], &items, &schema(false, &items)).unwrap_err().to_string();
+    assert_eq!(error, "candidate \"abc\" of user 7 is not a number, as the model's items are");
 }
 
 proptest! {
