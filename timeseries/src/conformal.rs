@@ -94,7 +94,7 @@ impl Calibration {
         }
         match ((self.windows + 1) * usize::from(level)).div_ceil(100) > self.windows {
             true => Err(Error::Mismatch(format!(
-                "an interval of {level} % needs more than the {} validation windows there were",
+                "an interval of {level} % needs more than the {} validation windows there were; name a lower --level",
                 self.windows
             ))),
             false => Ok(()),

@@ -50,7 +50,7 @@ pub enum Error {
     #[error("{0}")]
     Mismatch(String),
     /// Tensors, checkpoints, settings.
-    #[error(transparent)]
+    #[error("{0}")]
     Core(#[from] mamba_core::Error),
 }
 

@@ -197,7 +197,7 @@ fn what_helps_is_told_from_what_is_forecast() {
 
     let other = stderr(&mut command(&["forecast", rows, "--checkpoint", run, "--targets", "price"]), 1);
     assert!(other.contains("the model does not forecast such a column, only load"), "{other}");
-    let unknown = stderr(&mut train(Path::new(rows), &folder.path().join("none"), &["--targets", "lode"]), 1);
+    let unknown = stderr(&mut train(Path::new(rows), &folder.path().join("none"), &["--targets", "lode"]), 2);
     assert!(unknown.contains("the model sees no column \"lode\", only load, price"), "{unknown}");
     assert!(!folder.path().join("none").exists());
 }
@@ -441,4 +441,45 @@ fn the_mixers_of_the_readme_fit_every_model_that_it_names() {
     let apart = stderr(&mut train("time-machine", &[]), 2);
     assert!(apart.contains("--set model.channel_independent=false gives them the variables"), "{apart}");
     train("time-machine", &["--set", "model.channel_independent=false"]).assert().success();
+}
+
+#[test]
+fn what_is_left_out_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, out) = (folder.path().join("wide.csv"), folder.path().join("run"));
+    let row = |i: usize| {
+        let values: String = (1..8).map(|column| format!(",{}", i * column % 11)).collect();
+        format!("2021-01-{:02} {:02}:00{values}\n", 1 + i / 24, i % 24)
+    };
+    let rows: String = (0..200).map(row).collect();
+    std::fs::write(&path, format!("time,a,b,c,d,e,f,\"g, m\"\n{rows}")).unwrap();
+    quick(&path, &out, &["--set", "train.batch_size=64"]).assert().success();
+    let (table, run) = (path.to_str().unwrap(), out.to_str().unwrap());
+    let eval = ["eval", table, "--checkpoint", run];
+    let text = stdout(&mut command(&eval));
+    assert!(text.contains("\ntest, whole batches of 64 only   none: there are fewer windows\n"), "{text}");
+    assert_eq!(
+        last_json(&mut command(&[&eval[..], &["--format", "json"]].concat()))["test_drop_last"],
+        Value::Null
+    );
+    let plot = folder.path().join("f.svg");
+    for (verb, advice) in [("forecast", "; --targets chooses others"), ("backtest", "")] {
+        let args = [verb, table, "--checkpoint", run, "--level", "80", "--plot", plot.to_str().unwrap()];
+        let words = stderr(&mut command(&args), 0);
+        assert!(
+            words.contains(&format!("the picture shows 6 of 7 columns: a, b, c, d, e, f{advice}\n")),
+            "{words}"
+        );
+    }
+    let csv = stdout(&mut command(&[
+        "forecast",
+        table,
+        "--checkpoint",
+        run,
+        "--level",
+        "none",
+        "--targets",
+        "g, m,a",
+    ]));
+    assert_eq!(csv.lines().count(), 1 + 6 * 2, "{csv}");
 }

@@ -56,7 +56,7 @@ pub(crate) struct Args {
     #[arg(long)]
     overwrite: bool,
 
-    /// Picture of the last origin of the first series: .png or .svg; repeatable
+    /// Picture of the last origin of the first series, of the first six columns: .png or .svg; repeatable
     #[arg(long, value_name = "FILE")]
     plot: Vec<PathBuf>,
 

@@ -61,7 +61,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "COLUMNS", value_delimiter = ',')]
     targets: Vec<String>,
 
-    /// Picture of history and forecast: .png or .svg; repeatable
+    /// Picture of history and forecast, of the first six columns: .png or .svg; repeatable
     #[arg(long, value_name = "FILE")]
     plot: Vec<PathBuf>,
 

@@ -120,9 +120,10 @@ impl Moment {
             MappedLocalTime::Ambiguous(first, second) => {
                 Ok(Self { time: first.timestamp_millis(), again: Some(second.timestamp_millis()) })
             }
-            MappedLocalTime::None => {
-                Err(format!("{local} does not exist in {zone}: clocks were put forward"))
-            }
+            MappedLocalTime::None => Err(format!(
+                "{local} does not exist in {zone}: clocks were put forward; for a table whose clocks never change, name \
+                 a zone such as Etc/GMT-1, one hour ahead of UTC"
+            )),
         }
     }
 }
