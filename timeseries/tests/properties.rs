@@ -640,7 +640,15 @@ proptest! {
     #[test]
     fn no_text_makes_the_reader_panic(text in "(date|a|b|,|;|\"|\n|\r\n|2021-01-0[1-9]|[0-9.,-]{1,6}|NA|é| ){0,60}") {
         let _ = read(&text, &TableOptions::default());
-        let _ = read(&format!("date,a\n2021-01-01,1\n2021-01-02,2\n{text}"), &TableOptions::default());
+        let options = TableOptions {
+            time_zone: Some("Europe/Berlin".into()),
+            decimal: Some(Decimal::Comma),
+            duplicates: Duplicates::Keep,
+            ..Default::default()
+        };
+        for options in [TableOptions::default(), options] {
+            let _ = read(&format!("date,a\n2021-01-01,1\n2021-01-02,2\n{text}"), &options);
+        }
     }
 
     #[test]

@@ -266,7 +266,9 @@ impl Course {
         let n = n as i64;
         match self.frequency {
             Frequency::Milliseconds(step) if self.zone.is_some() && step % DAY == 0 => {
-                from_local(local(time, self.zone) + TimeDelta::milliseconds(step * n), self.zone)
+                let at = local(time, self.zone);
+                let later = at.checked_add_signed(TimeDelta::milliseconds(step * n));
+                from_local(later.unwrap_or(at), self.zone)
             }
             Frequency::Milliseconds(step) | Frequency::Steps(step) => time + step * n,
             Frequency::Months(step) => {
