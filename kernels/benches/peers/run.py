@@ -42,15 +42,15 @@ def lines(command):
     return done.stdout.strip().splitlines()
 
 
-def built(command):
-    """The program that a cargo command builds."""
+def built(command, kind):
+    """The program of a kind, bin or bench, that a cargo command builds."""
     messages = map(json.loads, lines(command + ["--message-format", "json"]))
-    programs = [message["executable"] for message in messages if message.get("executable")]
+    programs = [m["executable"] for m in messages if m.get("executable") and kind in m["target"]["kind"]]
     return programs[-1] if programs else None
 
 
 def bench(what, profile):
-    return built(["cargo", "bench", "--no-run", *(["--profile", profile] if profile else []), *what])
+    return built(["cargo", "bench", "--no-run", *(["--profile", profile] if profile else []), *what], "bench")
 
 
 def table_row(program, row, seconds):
@@ -95,7 +95,7 @@ def main():
 
     chosen = args.peers.split(",")
     if "mamba-rs" in chosen:
-        PEERS["mamba-rs"] = [args.mamba_rs or built(MAMBA_RS) or "mamba-rs"]
+        PEERS["mamba-rs"] = [args.mamba_rs or built(MAMBA_RS, "bin") or "mamba-rs"]
     peers = {}
     for peer in chosen:
         for row in lines(PEERS[peer]):
