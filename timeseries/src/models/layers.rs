@@ -53,7 +53,7 @@ pub enum Activation {
 impl Activation {
     pub(crate) fn apply(self, x: &Tensor) -> Result<Tensor> {
         match self {
-            Self::Gelu => x.gelu_erf(),
+            Self::Gelu => mamba_kernels::gelu(x),
             Self::Relu => x.relu(),
         }
     }
