@@ -3,6 +3,7 @@
 use super::{Source, Spec, WavFormat};
 use crate::{Error, Result};
 use std::path::Path;
+use symphonia::core::codecs::audio::well_known::CODEC_ID_MP3;
 use symphonia::core::codecs::audio::{AudioDecoder, AudioDecoderOptions};
 use symphonia::core::errors::Error as SymphoniaError;
 use symphonia::core::formats::probe::Hint;
@@ -34,7 +35,13 @@ pub(super) fn open(path: &Path) -> Result<(Spec, Box<dyn Source>)> {
     let (track_id, frames) = (track.id, track.num_frames);
     let sample_rate = params.sample_rate.ok_or_else(|| unknown("sample rate"))?;
     let known_channels = params.channels.as_ref().map(|c| c.count());
-    let mut source = CompressedSource { format, decoder, track: track_id, first: Vec::new(), damaged: 0 };
+    let mp3 = params.codec == CODEC_ID_MP3;
+    // Of an MP3 file without an encoder's tag, the number of frames is an estimate.
+    let told = track.start_ts.get() == 0 && (!mp3 || track.delay.is_some());
+    let expected = frames.filter(|_| told);
+    let first = Vec::new();
+    let mut source =
+        CompressedSource { format, decoder, track: track_id, first, mp3, damaged: 0, decoded: 0, expected };
     let channels = match known_channels {
         Some(channels) => channels,
         // Some containers tell only with the first packet.
@@ -50,12 +57,19 @@ struct CompressedSource {
     track: u32,
     /// Decoded before anyone asked.
     first: Vec<Vec<f32>>,
-    /// Packets in a row that could not be decoded.
+    mp3: bool,
+    /// Packets before the first one that could be decoded.
     damaged: u32,
+    /// Frames so far.
+    decoded: u64,
+    /// Frames in the file, where its header tells for certain.
+    expected: Option<u64>,
 }
 
-/// Packets in a row that may be damaged before the file is given up.
+/// Packets at the start of an MP3 file that may be damaged before the file is given up.
 const MOST_DAMAGED: u32 = 8;
+/// Frames that an MP3 file may lack: encoders count a packet or two differently.
+const MP3_MARGIN: u64 = 2 * 1152;
 
 impl CompressedSource {
     fn decode_first(&mut self) -> std::result::Result<usize, String> {
@@ -83,17 +97,34 @@ impl CompressedSource {
             }
             match self.decoder.decode(&packet) {
                 Ok(buffer) => {
-                    self.damaged = 0;
                     let mut channels: Vec<Vec<f32>> = Vec::new();
                     buffer.copy_to_vecs_planar(&mut channels);
-                    if channels.first().is_some_and(|c| !c.is_empty()) {
+                    let frames = channels.first().map_or(0, Vec::len);
+                    self.decoded += frames as u64;
+                    if frames > 0 {
                         return Ok(Some(channels));
                     }
                 }
-                // MP3 decoders meet such packets at the start of a cut file and go on.
-                Err(SymphoniaError::DecodeError(_)) if self.damaged < MOST_DAMAGED => self.damaged += 1,
+                // The first packets of a cut MP3 file need others that are gone.
+                Err(SymphoniaError::DecodeError(_))
+                    if self.mp3 && self.decoded == 0 && self.damaged < MOST_DAMAGED =>
+                {
+                    self.damaged += 1;
+                }
                 Err(e) => return Err(format!("the file is damaged: {e}")),
             }
+        }
+    }
+
+    /// Refuses a file whose end came too early: readers pass over what they do not understand.
+    fn expect_all(&self) -> std::result::Result<(), String> {
+        let margin = if self.mp3 { MP3_MARGIN } else { 0 };
+        match self.expected {
+            Some(expected) if self.decoded + margin < expected => Err(format!(
+                "{} of {expected} samples could be decoded: the file is damaged, or ends",
+                self.decoded
+            )),
+            _ => Ok(()),
         }
     }
 }
@@ -111,7 +142,7 @@ impl Source for CompressedSource {
             }
             block = match self.decode()? {
                 Some(block) => block,
-                None => return Ok(()),
+                None => return self.expect_all(),
             };
         }
     }

@@ -23,6 +23,9 @@ use std::path::{Path, PathBuf};
 /// File names that are taken for audio, in lower case.
 pub const EXTENSIONS: [&str; 5] = ["wav", "flac", "ogg", "oga", "mp3"];
 
+/// Sample rates that files and streams may have, in Hz.
+pub const SAMPLE_RATES: std::ops::RangeInclusive<u32> = 1..=1_000_000;
+
 /// Frames that are read at once.
 pub const BLOCK_FRAMES: usize = 1 << 15;
 
@@ -69,6 +72,13 @@ pub struct Spec {
     pub format: WavFormat,
 }
 
+impl Spec {
+    /// Whole seconds in the file, where its header tells of one or more.
+    pub fn seconds(&self) -> Option<u64> {
+        self.frames.map(|frames| frames / u64::from(self.sample_rate)).filter(|seconds| *seconds > 0)
+    }
+}
+
 /// Reads a file from its beginning to its end.
 pub struct Reader {
     path: PathBuf,
@@ -101,8 +111,12 @@ impl Reader {
             true => wav::open(path)?,
             false => compressed::open(path)?,
         };
-        if spec.channels == 0 || spec.sample_rate == 0 {
-            let reason = format!("{} channels at {} Hz", spec.channels, spec.sample_rate);
+        if spec.channels == 0 {
+            return Err(Error::audio(path, "the header tells of no channels"));
+        }
+        if !SAMPLE_RATES.contains(&spec.sample_rate) {
+            let (got, lowest, highest) = (spec.sample_rate, SAMPLE_RATES.start(), SAMPLE_RATES.end());
+            let reason = format!("the header tells {got} Hz, expected {lowest} to {highest} Hz");
             return Err(Error::audio(path, reason));
         }
         Ok(Self { path: path.to_path_buf(), spec, source, frames: 0 })
@@ -124,14 +138,16 @@ impl Reader {
     /// Damaged or truncated files, and samples that are not finite.
     pub fn next_block(&mut self) -> Result<Option<Vec<Vec<f32>>>> {
         let mut channels = vec![Vec::with_capacity(BLOCK_FRAMES); self.spec.channels];
-        let at = |frame: u64| format!("at {:.3} s", frame as f64 / f64::from(self.spec.sample_rate));
-        self.source
-            .read(BLOCK_FRAMES, &mut channels)
-            .map_err(|reason| Error::audio(&self.path, format!("{reason} {}", at(self.frames))))?;
+        let seconds = |frame: u64| frame as f64 / f64::from(self.spec.sample_rate);
+        if let Err(reason) = self.source.read(BLOCK_FRAMES, &mut channels) {
+            let good = seconds(self.frames + channels.last().map_or(0, Vec::len) as u64);
+            return Err(Error::audio(&self.path, format!("{reason} after {good:.3} s")));
+        }
         for (c, samples) in channels.iter().enumerate() {
             if let Some(i) = samples.iter().position(|x| !x.is_finite()) {
                 let frame = self.frames + i as u64;
-                let reason = format!("sample {frame} of channel {c} is {} ({})", samples[i], at(frame));
+                let reason =
+                    format!("sample {frame} of channel {c} is {} (at {:.3} s)", samples[i], seconds(frame));
                 return Err(Error::audio(&self.path, reason));
             }
         }
@@ -183,23 +199,47 @@ pub fn read_mono(path: impl AsRef<Path>, sample_rate: u32) -> Result<Vec<f32>> {
 /// # Errors
 /// Folders that cannot be read, or hold no audio file.
 pub fn files_in(folder: &Path) -> Result<Vec<PathBuf>> {
+    files_in_except(folder, None)
+}
+
+/// [`files_in`] without what lies in one of the folders below, be it there or not.
+///
+/// # Errors
+/// As [`files_in`].
+pub fn files_in_except(folder: &Path, except: Option<&Path>) -> Result<Vec<PathBuf>> {
+    let except = except.and_then(|path| path.canonicalize().ok());
     let mut found = Vec::new();
-    let mut folders = vec![folder.to_path_buf()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(&folder).map_err(Error::io(&folder))? {
-            let path = entry.map_err(Error::io(&folder))?.path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if is_audio(&path) {
-                found.push(path);
-            }
-        }
-    }
+    collect(folder, except.as_deref(), &mut Vec::new(), &mut found)?;
     found.sort();
     if found.is_empty() { Err(Error::NoAudio { path: folder.to_path_buf() }) } else { Ok(found) }
 }
 
-fn is_audio(path: &Path) -> bool {
+/// `above` are the folders that this one lies in: a link to one of them would lead around for ever.
+fn collect(
+    folder: &Path,
+    except: Option<&Path>,
+    above: &mut Vec<PathBuf>,
+    found: &mut Vec<PathBuf>,
+) -> Result<()> {
+    let real = folder.canonicalize().map_err(Error::io(folder))?;
+    if above.contains(&real) || (!above.is_empty() && except == Some(&real)) {
+        return Ok(());
+    }
+    above.push(real);
+    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
+        let path = entry.map_err(Error::io(folder))?.path();
+        if path.is_dir() {
+            collect(&path, except, above, found)?;
+        } else if is_audio(&path) {
+            found.push(path);
+        }
+    }
+    above.pop();
+    Ok(())
+}
+
+/// Whether a file's name is that of audio.
+pub fn is_audio(path: &Path) -> bool {
     let extension = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
     extension.is_some_and(|e| EXTENSIONS.contains(&e.as_str()))
 }

@@ -8,6 +8,8 @@ use rubato::{Fft, FixedSync, Resampler as _, WindowFunction};
 /// Frames that the resampler takes at once, about. It filters by one transform of this size, which is long enough for a
 /// steep edge.
 const CHUNK: usize = 4096;
+/// Frames that may come out of a chunk, so that rates of a few Hz need no more memory than others.
+const MOST_OUT: u64 = 1 << 20;
 
 /// Resamples one channel that arrives in pieces. What comes out has no delay, and in all
 /// `round(frames · to / from)` frames.
@@ -36,7 +38,7 @@ impl Resampler {
                 Fft::new_custom(
                     from as usize,
                     to as usize,
-                    CHUNK,
+                    CHUNK.min((MOST_OUT * u64::from(from) / u64::from(to).max(1)).max(1) as usize),
                     1,
                     1,
                     WindowFunction::BlackmanHarris2,

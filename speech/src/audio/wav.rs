@@ -5,7 +5,7 @@ use crate::{Error, Result};
 use hound::SampleFormat;
 use mamba_datasets::AtomicFile;
 use std::fs::File;
-use std::io::{self, BufReader, Seek, SeekFrom, Write};
+use std::io::{self, BufReader, Cursor, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -34,13 +34,13 @@ impl WavFormat {
 
 /// Opens a WAV file for reading.
 pub(super) fn open(path: &Path) -> Result<(Spec, Box<dyn Source>)> {
-    let reader = hound::WavReader::open(path).map_err(|e| Error::audio(path, describe(&e)))?;
+    let bytes = repaired(path)?;
+    let reader = hound::WavReader::new(bytes).map_err(|e| Error::audio(path, describe(&e)))?;
     let header = reader.spec();
     let format =
         WavFormat { bits: header.bits_per_sample, float: header.sample_format == SampleFormat::Float };
     if !(matches!(format.bits, 8 | 16 | 24 | 32) && (!format.float || format.bits == 32)) {
-        let kind = if format.float { "floats" } else { "integers" };
-        return Err(Error::audio(path, format!("WAV of {} bit {kind} is not supported", format.bits)));
+        return Err(unsupported(path, format));
     }
     let frames = u64::from(reader.duration());
     let spec = Spec {
@@ -52,8 +52,80 @@ pub(super) fn open(path: &Path) -> Result<(Spec, Box<dyn Source>)> {
     Ok((spec, Box::new(WavSource { reader, format })))
 }
 
+fn unsupported(path: &Path, WavFormat { bits, float }: WavFormat) -> Error {
+    let kind = if float { "floats" } else { "integers" };
+    let reason = format!(
+        "WAV of {bits} bit {kind} is not supported: convert it to 16 or 24 bit integers, or to 32 bit floats"
+    );
+    Error::audio(path, reason)
+}
+
+/// A header in memory, and the samples behind it.
+type Repaired = io::Chain<Cursor<Vec<u8>>, BufReader<File>>;
+
+/// Sizes of a data chunk that stand for an unknown one: who writes into a pipe cannot come back to fill it in.
+fn is_placeholder(size: u32) -> bool {
+    matches!(size, 0 | 0x7FFF_F000..=0x7FFF_FFFF | 0xFFFF_F000..)
+}
+
+/// The file behind a header without other chunks, in which the data chunk has its true size: the rest of the file where
+/// the header does not tell, and whole frames.
+fn repaired(path: &Path) -> Result<Repaired> {
+    let truncated = |_| Error::audio(path, "the file is truncated in its header");
+    let mut file = BufReader::new(File::open(path).map_err(Error::io(path))?);
+    let len = file.get_ref().metadata().map_err(Error::io(path))?.len();
+    let mut header = vec![0; 12];
+    file.read_exact(&mut header).map_err(truncated)?;
+    let covers_all = u64::from(u32_at(&header, 4)) + 8 == len;
+    let mut frame_bytes = 1;
+    loop {
+        let mut head = [0; 8];
+        file.read_exact(&mut head).map_err(truncated)?;
+        let size = u32_at(&head, 4);
+        // Chunks begin at even places.
+        let padding = i64::from(size % 2);
+        match &head[..4] {
+            b"data" => {
+                let rest = len.saturating_sub(file.stream_position().map_err(Error::io(path))?);
+                let unknown = is_placeholder(size) && !(size == 0 && covers_all);
+                let bytes = if unknown { rest } else { u64::from(size) };
+                let Ok(bytes) = u32::try_from(bytes / frame_bytes * frame_bytes) else {
+                    let reason =
+                        "the header does not tell the length, and 4 GiB is the most: convert it to FLAC";
+                    return Err(Error::audio(path, reason));
+                };
+                header.extend(b"data");
+                header.extend(bytes.to_le_bytes());
+                return Ok(Cursor::new(header).chain(file));
+            }
+            b"fmt " if size <= 1024 => {
+                let mut body = vec![0; size as usize];
+                file.read_exact(&mut body).map_err(truncated)?;
+                if body.len() >= 16 {
+                    let value = |at: usize| u16::from_le_bytes([body[at], body[at + 1]]);
+                    frame_bytes = u64::from(value(12)).max(1);
+                    if (value(0), value(14)) == (IEEE_FLOAT, 64) {
+                        return Err(unsupported(path, WavFormat { bits: 64, float: true }));
+                    }
+                }
+                header.extend(head);
+                header.extend(body);
+                file.seek_relative(padding).map_err(Error::io(path))?;
+            }
+            _ => file.seek_relative(i64::from(size) + padding).map_err(Error::io(path))?,
+        }
+    }
+}
+
+/// The tag of floating point samples in a header.
+const IEEE_FLOAT: u16 = 3;
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]))
+}
+
 struct WavSource {
-    reader: hound::WavReader<BufReader<File>>,
+    reader: hound::WavReader<Repaired>,
     format: WavFormat,
 }
 
@@ -101,7 +173,12 @@ pub struct WavWriter {
     writer: hound::WavWriter<SharedFile>,
     format: WavFormat,
     clipped: u64,
+    /// Bytes of samples so far.
+    bytes: u64,
 }
+
+/// Bytes of samples that a WAV file holds at most: its size is told in 32 bits, the header included.
+const MOST_BYTES: u64 = u32::MAX as u64 - 128;
 
 impl WavWriter {
     /// Starts a file; nothing stands at `path` before [`WavWriter::finish`].
@@ -117,15 +194,21 @@ impl WavWriter {
         };
         let file = SharedFile(Arc::new(Mutex::new(AtomicFile::create(path)?)));
         let writer = hound::WavWriter::new(file.clone(), spec).map_err(|e| Error::audio(path, e))?;
-        Ok(Self { path: path.to_path_buf(), file, writer, format, clipped: 0 })
+        Ok(Self { path: path.to_path_buf(), file, writer, format, clipped: 0, bytes: 0 })
     }
 
     /// Appends frames. Integers are rounded and, beyond full scale, clipped.
     ///
     /// # Errors
-    /// A full disk.
+    /// A full disk, and more than the 4 GiB that a WAV file holds.
     pub fn write(&mut self, channels: &[Vec<f32>]) -> Result<()> {
         let frames = channels.first().map_or(0, Vec::len);
+        self.bytes += (frames * channels.len()) as u64 * u64::from(self.format.bits / 8);
+        if self.bytes > MOST_BYTES {
+            let reason = "the result is larger than the 4 GiB that a WAV file holds: split the recording, or store \
+                          fewer bits of each sample";
+            return Err(Error::audio(&self.path, reason));
+        }
         let scale = self.format.scale();
         for i in 0..frames {
             for samples in channels {
@@ -202,4 +285,20 @@ pub fn write_wav(path: &Path, audio: &Audio, format: WavFormat) -> Result<()> {
     let mut writer = WavWriter::create(path, audio.sample_rate, audio.channels.len(), format)?;
     writer.write(&audio.channels)?;
     writer.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_4_gib_is_refused_before_its_size_wraps() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("long.wav");
+        let mut writer = WavWriter::create(&path, 16_000, 1, WavFormat::PCM16).expect("a file");
+        writer.bytes = MOST_BYTES - 20;
+        writer.write(&[vec![0.0; 10]]).expect("room for ten samples");
+        let error = writer.write(&[vec![0.0]]).expect_err("no room").to_string();
+        assert!(error.contains("long.wav: the result is larger than the 4 GiB"), "{error}");
+    }
 }

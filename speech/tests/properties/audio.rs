@@ -1,7 +1,7 @@
 //! Files come back as they were written, and damaged ones are refused in words.
 
 use mamba_speech::audio::{
-    Audio, Reader, Resampler, WavFormat, files_in, read, read_mono, resample, write_wav,
+    Audio, Reader, Resampler, WavFormat, files_in, files_in_except, read, read_mono, resample, write_wav,
 };
 use proptest::prelude::*;
 
@@ -59,7 +59,7 @@ fn damaged_files_are_refused_in_words() {
     };
     write_wav(&path, &Audio::mono(16_000, tone(16_000, 5_000, 440.0)), WavFormat::PCM16).unwrap();
     let whole = std::fs::read(&path).unwrap();
-    assert!(message(&whole[..whole.len() - 801]).contains("truncated"));
+    assert!(message(&whole[..whole.len() - 801]).ends_with("the file is truncated after 0.287 s"));
     assert!(
         message(&whole[..20]).contains("not a valid WAV file") || message(&whole[..20]).contains("truncated")
     );
@@ -73,6 +73,136 @@ fn damaged_files_are_refused_in_words() {
     let empty = folder.path().join("empty");
     std::fs::create_dir(&empty).unwrap();
     assert!(files_in(&empty).unwrap_err().to_string().contains("no audio file"));
+}
+
+/// A WAV header of 16 bit mono at a rate, with the sizes that it tells, and what follows.
+fn wav(rate: u32, riff: u32, data: u32, samples: &[u8]) -> Vec<u8> {
+    let fmt = [1u16.to_le_bytes(), 1u16.to_le_bytes()].concat();
+    let fmt = [&fmt[..], &rate.to_le_bytes(), &rate.wrapping_mul(2).to_le_bytes(), &[2, 0, 16, 0]].concat();
+    [
+        b"RIFF",
+        &riff.to_le_bytes()[..],
+        b"WAVEfmt ",
+        &[16, 0, 0, 0],
+        &fmt,
+        b"data",
+        &data.to_le_bytes(),
+        samples,
+    ]
+    .concat()
+}
+
+#[test]
+fn headers_that_do_not_tell_the_length_stand_for_the_rest_of_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("piped.wav");
+    let frames = |bytes: Vec<u8>| {
+        std::fs::write(&path, bytes).unwrap();
+        let frames = read(&path).map(|audio| audio.frames() as u64);
+        assert!(
+            frames.is_err() || Reader::open(&path).unwrap().spec().frames == frames.as_ref().ok().copied()
+        );
+        frames.map_err(|e| e.to_string())
+    };
+    let samples = [1, 0].repeat(1000);
+    for (riff, size) in [(0xFFFF_FFFF, 0xFFFF_FFFF), (36, 0), (0x7FFF_F024, 0x7FFF_F000), (36, 2000)] {
+        assert_eq!(frames(wav(16_000, riff, size, &samples)), Ok(1000), "{size:x}");
+    }
+    // The byte of padding counted, and half a sample that nobody can hear.
+    assert_eq!(frames(wav(16_000, 2037, 2001, &[&samples[..], &[0]].concat())), Ok(1000));
+    assert_eq!(frames(wav(16_000, 0, 0, &[&samples[..], &[7]].concat())), Ok(1000));
+    // No samples where the sizes agree on it, and a chunk of odd size in front.
+    assert!(frames(wav(16_000, 36, 0, &[])).unwrap_err().contains("the file has no samples"));
+    let mut odd = wav(16_000, 2048, 2000, &samples);
+    odd.splice(36..36, *b"LIST\x03\0\0\0abc\0");
+    assert_eq!(frames(odd), Ok(1000));
+}
+
+#[test]
+fn rates_and_samples_that_no_recording_has_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.wav");
+    for rate in [0, 1_000_001, 2_000_000_011] {
+        std::fs::write(&path, wav(rate, 2036, 2000, &[0; 2000])).unwrap();
+        let expected = format!("a.wav: the header tells {rate} Hz, expected 1 to 1000000 Hz");
+        assert!(read(&path).unwrap_err().to_string().ends_with(&expected));
+    }
+    let mut doubles = wav(16_000, 2036, 2000, &[0; 2000]);
+    (doubles[20], doubles[32], doubles[34]) = (3, 8, 64);
+    std::fs::write(&path, doubles).unwrap();
+    assert!(
+        read(&path).unwrap_err().to_string().contains("WAV of 64 bit floats is not supported: convert it")
+    );
+}
+
+/// A FLAC file of one channel, 16 bits and 16 kHz: frames of 4096 samples as they are.
+fn flac(samples: &[i16]) -> Vec<u8> {
+    let crc = |bytes: &[u8], bits: u32, polynomial: u32| {
+        bytes.iter().fold(0u32, |mut crc, &byte| {
+            crc ^= u32::from(byte) << (bits - 8);
+            for _ in 0..8 {
+                crc = if crc >> (bits - 1) & 1 == 1 { crc << 1 ^ polynomial } else { crc << 1 };
+            }
+            crc & ((1 << bits) - 1)
+        })
+    };
+    let mut out = b"fLaC\x80\0\0\x22\x10\0\x10\0\0\0\0\0\0\0".to_vec();
+    out.extend((16_000u64 << 44 | 15 << 36 | samples.len() as u64).to_be_bytes());
+    out.extend([0; 16]);
+    for (i, block) in samples.chunks(4096).enumerate() {
+        let mut frame = vec![0xFF, 0xF8, 0x75, 0x08, i as u8];
+        frame.extend((block.len() as u16 - 1).to_be_bytes());
+        frame.push(crc(&frame, 8, 0x07) as u8);
+        frame.push(2);
+        block.iter().for_each(|x| frame.extend(x.to_be_bytes()));
+        frame.extend((crc(&frame, 16, 0x8005) as u16).to_be_bytes());
+        out.extend(frame);
+    }
+    out
+}
+
+#[test]
+fn flac_files_that_lack_samples_are_refused() {
+    const FRAME: usize = 8202;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.flac");
+    let samples: Vec<i16> = tone(16_000, 6 * 4096, 300.0).iter().map(|x| (x * 32767.0) as i16).collect();
+    let whole = flac(&samples);
+    let read_bytes = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        read(&path)
+    };
+    assert_eq!(read_bytes(&whole).unwrap().frames(), samples.len());
+    for cut in [42 + 4 * FRAME, 42 + 4 * FRAME + 4000] {
+        let error = read_bytes(&whole[..cut]).unwrap_err().to_string();
+        assert!(error.contains("the file is truncated after"), "{error}");
+    }
+    for (place, what) in [(2 * FRAME + 500, "a sample"), (2 * FRAME + 2, "a frame's header")] {
+        let mut damaged = whole.clone();
+        damaged[42 + place] ^= 0x55;
+        let error = read_bytes(&damaged).unwrap_err().to_string();
+        assert!(error.contains("of 24576 samples could be decoded"), "{what} is damaged: {error}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn links_that_lead_around_and_the_folder_of_results_are_passed_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    std::fs::create_dir_all(dir.join("a/out")).unwrap();
+    for name in ["one.wav", "a/two.flac", "a/out/three.wav"] {
+        std::fs::write(dir.join(name), "").unwrap();
+    }
+    std::os::unix::fs::symlink("..", dir.join("a/up")).unwrap();
+    std::os::unix::fs::symlink(dir, dir.join("self")).unwrap();
+    let names = |found: Vec<std::path::PathBuf>| -> Vec<String> {
+        found.iter().map(|p| p.strip_prefix(dir).unwrap().display().to_string()).collect()
+    };
+    assert_eq!(names(files_in(dir).unwrap()), ["a/out/three.wav", "a/two.flac", "one.wav"]);
+    let out = dir.join("a/../a/out");
+    assert_eq!(names(files_in_except(dir, Some(&out)).unwrap()), ["a/two.flac", "one.wav"]);
+    assert_eq!(names(files_in_except(&out, Some(&out)).unwrap()).len(), 1);
 }
 
 #[test]
