@@ -7,6 +7,7 @@ use crate::{Error, Result, sample};
 use mamba_core::Rng;
 use mamba_datasets::{Fractions, index_split};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// How speech and noise are mixed.
@@ -76,6 +77,9 @@ impl MixtureConfig {
                 return Err(setting(name, value.to_string(), "a probability"));
             }
         }
+        if !(self.valid > 0.0 && self.valid < 1.0) {
+            return Err(setting("valid", self.valid.to_string(), "a share above 0 and below 1"));
+        }
         if self.segment_size < 1600 || self.valid_size < 8000 {
             let got = format!("{} and {}", self.segment_size, self.valid_size);
             return Err(setting("segment_size, valid_size", got, "at least 1600 and 8000"));
@@ -102,6 +106,8 @@ pub struct Mixtures {
 #[derive(Debug, Default)]
 struct Sources {
     speech: Vec<Vec<f32>>,
+    /// Where each clip of speech is from.
+    paths: Vec<PathBuf>,
     noise: Vec<Vec<f32>>,
     /// Samples of speech up to and including each clip, so that every sample is as likely as any other.
     ends: Vec<usize>,
@@ -120,7 +126,8 @@ impl Mixtures {
     /// From folders of speech and of noise, at the given rate.
     ///
     /// # Errors
-    /// Folders without audio, files that cannot be read, too few of them to hold some out.
+    /// Folders without audio, files that cannot be read, too few of them to hold some out, and pairs of clean and noisy
+    /// recordings.
     pub fn load(clean: &[PathBuf], noise: &[PathBuf], sample_rate: u32, cfg: &MixtureConfig) -> Result<Self> {
         let read = |folders: &[PathBuf]| -> Result<Vec<(PathBuf, Vec<f32>)>> {
             let mut clips = Vec::new();
@@ -130,7 +137,9 @@ impl Mixtures {
             }
             Ok(clips)
         };
-        Self::new(read(clean)?, read(noise)?, sample_rate, cfg)
+        let (clean, noise) = (read(clean)?, read(noise)?);
+        refuse_pairs(&clean, &noise)?;
+        Self::new(clean, noise, sample_rate, cfg)
     }
 
     /// From generated voices and noises.
@@ -165,10 +174,11 @@ impl Mixtures {
         let (mut train, mut valid) = (Sources::default(), Sources::default());
         let held_out = Fractions { valid: cfg.valid, test: 0.0 };
         let split = index_split(speech.len(), held_out, cfg.split_seed)?;
-        for (i, (_, samples)) in speech.into_iter().enumerate() {
+        for (i, (path, samples)) in speech.into_iter().enumerate() {
             let side = if split.valid.contains(&i) { &mut valid } else { &mut train };
             side.ends.push(side.ends.last().unwrap_or(&0) + samples.len());
             side.speech.push(samples);
+            side.paths.push(path);
         }
         let split = index_split(noise.len(), held_out, cfg.split_seed)?;
         for (i, (_, samples)) in noise.into_iter().enumerate() {
@@ -230,6 +240,11 @@ impl Mixtures {
         (0..self.cfg.valid_clips).map(pair).collect()
     }
 
+    /// Where the speech of validation mixture `i` is from.
+    pub fn valid_clip(&self, i: usize) -> &Path {
+        &self.valid.paths[i % self.valid.paths.len()]
+    }
+
     fn mix(&self, sources: &Sources, mut speech: Vec<f32>, rng: &mut Rng) -> Pair {
         let n = speech.len();
         let noises = 1 + usize::from(rng.uniform() < self.cfg.second_noise);
@@ -284,6 +299,38 @@ impl Mixtures {
         }
         (all, first)
     }
+}
+
+/// Refuses noise that is the clean speech with noise, under the same file names: a model would learn to take speech for
+/// noise. Numbered files may share their names and nothing else, so the sound decides.
+fn refuse_pairs(clean: &[(PathBuf, Vec<f32>)], noise: &[(PathBuf, Vec<f32>)]) -> Result<()> {
+    let by_name: BTreeMap<_, _> = clean.iter().map(|clip| (clip.0.file_stem(), clip)).collect();
+    let pairs: Vec<_> =
+        noise.iter().filter_map(|clip| Some((*by_name.get(&clip.0.file_stem())?, clip))).collect();
+    let mean = pairs.iter().map(|(c, n)| correlation(&c.1, &n.1).abs()).sum::<f64>() / pairs.len() as f64;
+    match pairs.first() {
+        Some((clean, noise)) if mean > ALIKE => {
+            let reason = format!(
+                "this noise holds the speech of {}: --noise takes noise without speech, and pairs of clean and noisy \
+                 recordings are not trained on; mix the clean ones with other noise",
+                clean.0.display()
+            );
+            Err(Error::audio(&noise.0, reason))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Speech has a correlation above this with itself in noise 10 dB louder; other sound has one near 0.
+const ALIKE: f64 = 0.2;
+
+/// Of two signals over their common length.
+fn correlation(a: &[f32], b: &[f32]) -> f64 {
+    let (mut dot, mut aa, mut bb) = (0.0, 0.0, 0.0);
+    for (a, b) in a.iter().zip(b).map(|(a, b)| (f64::from(*a), f64::from(*b))) {
+        (dot, aa, bb) = (dot + a * b, aa + a * a, bb + b * b);
+    }
+    dot / (aa * bb).sqrt().max(1e-30)
 }
 
 /// The files of a folder, or the file itself.

@@ -1,7 +1,7 @@
 //! Pictures of sound: magnitudes over time and frequency, before and after enhancement.
 
+use crate::Result;
 use crate::stft::{Stft, StftConfig};
-use crate::{Error, Result};
 use mamba_core::plot::{self, DrawResult, DrawingArea, DrawingBackend, Picture, Shift};
 
 /// Columns of a picture at most.
@@ -42,25 +42,23 @@ impl Panel {
 }
 
 impl BeforeAfter {
-    /// Of two signals of one length and rate.
+    /// Of two signals of one length and rate; those too short for a spectrum are followed by silence.
     ///
     /// # Errors
-    /// Signals too short for a spectrum.
+    /// None that a caller could cause.
     pub fn new(before: &[f32], after: &[f32], sample_rate: u32) -> Result<Self> {
         let cfg = StftConfig { sampling_rate: sample_rate, ..StftConfig::default() };
         let stft = Stft::new(&cfg)?;
-        let n = before.len().min(after.len());
-        if n < stft.min_samples() {
-            let message = format!("{n} samples are too few for a picture: {} are needed", stft.min_samples());
-            return Err(Error::Signal(message));
-        }
+        let n = before.len().min(after.len()).max(stft.min_samples());
+        let panel = |samples: &[f32]| {
+            let mut samples = samples[..samples.len().min(n)].to_vec();
+            samples.resize(n, 0.0);
+            Panel::new(&samples, &stft)
+        };
         Ok(Self {
             seconds: n as f64 / f64::from(sample_rate),
             nyquist_khz: f64::from(sample_rate) / 2000.0,
-            panels: [
-                ("before".into(), Panel::new(&before[..n], &stft)),
-                ("after".into(), Panel::new(&after[..n], &stft)),
-            ],
+            panels: [("before".into(), panel(before)), ("after".into(), panel(after))],
         })
     }
 

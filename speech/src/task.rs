@@ -2,7 +2,7 @@
 
 use crate::discriminator::MetricDiscriminator;
 use crate::losses::{LossWeights, Losses};
-use crate::metrics::{Scores, pesq_wb, score};
+use crate::metrics::{LEAST_SAMPLES, SAMPLE_RATE, Scores, comparable, pesq_wb, score};
 use crate::mixture::{MixtureConfig, Mixtures, Pair, rms};
 use crate::spectrum::Spectrum;
 use crate::{Config, Enhancer, Error, SeMamba};
@@ -35,15 +35,20 @@ impl EnhancementConfig {
         self.model.validate()?;
         self.train.validate()?;
         self.data.validate()?;
-        let hop = self.model.stft_cfg.hop_size;
-        if !self.data.segment_size.is_multiple_of(hop) {
-            let got = self.data.segment_size.to_string();
-            return Err(Error::Setting {
-                name: "segment_size",
-                got,
-                expected: format!("a multiple of the hop, {hop}"),
-            }
-            .into());
+        let setting =
+            |name, got: String, expected: String| Err(Error::Setting { name, got, expected }.into());
+        let (hop, rate) = (self.model.stft_cfg.hop_size, self.model.stft_cfg.sampling_rate);
+        let segment = self.data.segment_size;
+        if !segment.is_multiple_of(hop) {
+            return setting("segment_size", segment.to_string(), format!("a multiple of the hop, {hop}"));
+        }
+        if rate != SAMPLE_RATE {
+            let expected = format!("{SAMPLE_RATE}: validation scores are defined at this rate");
+            return setting("sampling_rate", rate.to_string(), expected);
+        }
+        if self.loss.metric > 0.0 && segment < LEAST_SAMPLES {
+            let expected = format!("at least {LEAST_SAMPLES} with the loss `metric`, which needs PESQ");
+            return setting("segment_size", segment.to_string(), expected);
         }
         Ok(())
     }
@@ -66,6 +71,9 @@ pub struct Enhancement<'a> {
 
 impl<'a> Enhancement<'a> {
     /// A run from `params`: fresh ones, or those of a checkpoint.
+    ///
+    /// # Errors
+    /// Held-out clips that cannot be scored, so that a run does not end at its first evaluation.
     pub fn new(
         cfg: &'a EnhancementConfig,
         mixtures: &'a Mixtures,
@@ -80,6 +88,7 @@ impl<'a> Enhancement<'a> {
         params.check_with(of_discriminator, of_discriminator)?;
         let device = params.device().clone();
         let (valid, prepared) = (mixtures.valid_pairs(), Prepared::default());
+        expect_scores(mixtures, &valid)?;
         Ok(Self { cfg, mixtures, valid, params, model, discriminator, prepared, device })
     }
 
@@ -160,7 +169,7 @@ impl<'a> Enhancement<'a> {
         let pesq: Vec<Option<f64>> = pairs
             .par_iter()
             .zip(signals)
-            .map(|(pair, signal)| pesq_wb(&pair.clean, signal))
+            .map(|(pair, signal)| pesq_or_worst(&pair.clean, signal))
             .collect::<crate::Result<_>>()?;
         // A segment without speech has no PESQ; it then counts for nothing.
         let target: Vec<f32> = pesq.iter().map(|p| p.map_or(0.0, |p| ((p - 1.0) / 3.5) as f32)).collect();
@@ -172,14 +181,51 @@ impl<'a> Enhancement<'a> {
     }
 }
 
-/// Mean scores of a model on some pairs.
+/// Wide-band PESQ; 1, the worst, where enhancement left no speech, and none where there was none.
+fn pesq_or_worst(clean: &[f32], enhanced: &[f32]) -> crate::Result<Option<f64>> {
+    match pesq_wb(clean, enhanced)? {
+        None => Ok(pesq_wb(clean, clean)?.map(|_| 1.0)),
+        known => Ok(known),
+    }
+}
+
+/// Refuses held-out clips that the scores of an evaluation are not defined for.
+fn expect_scores(mixtures: &Mixtures, valid: &[Pair]) -> crate::Result<()> {
+    for (i, pair) in valid.iter().enumerate() {
+        comparable(&pair.clean, &pair.noisy, SAMPLE_RATE).map_err(|reason| {
+            let n = pair.clean.len();
+            let reason = format!(
+                "of this clip {n} samples are held out for validation, and they cannot be scored ({reason}): remove \
+                 the file, or hold out others with another data.split_seed"
+            );
+            Error::audio(mixtures.valid_clip(i), reason)
+        })?;
+    }
+    for pair in valid {
+        if pesq_wb(&pair.clean, &pair.clean)?.is_some() {
+            return Ok(());
+        }
+    }
+    let clips: Vec<String> = (0..valid.len()).map(|i| mixtures.valid_clip(i).display().to_string()).collect();
+    Err(Error::Signal(format!(
+        "PESQ, which weights are chosen by, finds no speech in the clips held out for validation ({}): hold out more or \
+         others with data.valid and data.split_seed",
+        clips.join(", ")
+    )))
+}
+
+/// Mean scores of a model on some pairs. Ratings of speech of which the model leaves nothing are the worst.
 pub fn score_pairs(enhancer: &Enhancer, pairs: &[Pair]) -> mamba_core::Result<Scores> {
     let enhanced: Vec<Vec<f32>> =
         pairs.iter().map(|pair| enhancer.enhance(&pair.noisy)).collect::<candle_core::Result<_>>()?;
     let scores: Vec<Scores> = pairs
         .par_iter()
         .zip(&enhanced)
-        .map(|(pair, enhanced)| score(&pair.clean, enhanced, enhancer.sample_rate()))
+        .map(|(pair, enhanced)| {
+            let scores = score(&pair.clean, enhanced, enhancer.sample_rate())?;
+            let lost = scores.pesq_wb.is_none() && pesq_wb(&pair.clean, &pair.clean)?.is_some();
+            Ok(if lost { scores.or_worst() } else { scores })
+        })
         .collect::<crate::Result<_>>()?;
     Ok(Scores::mean(&scores))
 }
@@ -224,5 +270,32 @@ impl Task for Enhancement<'_> {
 
     fn unit(&self) -> &'static str {
         "samples"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::ModelConfig, sample};
+
+    #[test]
+    fn speech_that_is_lost_has_the_worst_pesq() -> crate::Result<()> {
+        let (voice, silence) = (sample::voice(3, 2.0), vec![0.0; 32_000]);
+        assert_eq!(pesq_or_worst(&voice, &silence)?, Some(1.0));
+        assert_eq!(pesq_or_worst(&silence, &voice)?, None);
+        Ok(())
+    }
+
+    #[test]
+    fn a_model_that_gives_silence_is_rated_the_worst() -> mamba_core::Result<()> {
+        let params = Params::fresh(0, DType::F32, &Device::Cpu);
+        let model_cfg =
+            ModelConfig { hid_feature: 8, num_tfmamba: 1, dense_depth: 1, ..ModelConfig::default() };
+        let cfg = Config { model_cfg, ..Config::default() };
+        let model = SeMamba::new(&cfg, &params.builder())?;
+        let enhancer = Enhancer::new(model, cfg, DType::F32, &Device::Cpu);
+        let pair = Pair { noisy: vec![0.0; 32_000], clean: sample::voice(3, 2.0) };
+        assert_eq!(score_pairs(&enhancer, &[pair])?.pesq_wb, Some(1.0));
+        Ok(())
     }
 }

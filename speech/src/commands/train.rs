@@ -25,7 +25,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR", requires = "noise")]
     clean: Vec<PathBuf>,
 
-    /// Folders of noise, or sets [default: generated noises]
+    /// Folders of noise without speech, or sets [default: generated noises]
     #[arg(long, value_name = "DIR", requires = "clean")]
     noise: Vec<PathBuf>,
 
@@ -106,8 +106,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     console.note(&mixtures.describe());
     let (seed, dtype) = (cfg.train.seed, args.common.dtype());
     let params = Params::start(args.init.as_deref(), seed, dtype, &device)?;
-    let folder = args.training.folder(&args.out)?;
     let mut task = Enhancement::new(&cfg, &mixtures, params)?;
+    let folder = args.training.folder(&args.out)?;
     console.note(&format!("{} parameters", task.params().count()));
     let settings = serde_json::json!({ "enhancement": &cfg, "clean": &args.clean, "noise": &args.noise });
     let info = RunInfo::new("mamba-speech", env!("CARGO_PKG_VERSION"), &device, cfg.train.seed, settings);

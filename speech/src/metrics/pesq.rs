@@ -4,12 +4,23 @@ use crate::{Error, Result};
 use ::pesq::types::{PesqError, RATE_16K, SignalBuffer};
 use ::pesq::{disturbance, input, psychoacoustic};
 
-/// 16 bit integers, as the standard takes them: both signals together brought to full scale, which changes nothing but
-/// their rounding.
-fn integers(clean: &[f32], enhanced: &[f32]) -> [Vec<i16>; 2] {
-    let peak = clean.iter().chain(enhanced).fold(0f32, |m, x| m.max(x.abs()));
-    let scale = if peak > 0.0 { 32767.0 / f64::from(peak) } else { 0.0 };
-    [clean, enhanced].map(|x| x.iter().map(|x| (f64::from(*x) * scale).round() as i16).collect())
+/// 16 bit integers, as the standard takes them: each signal brought to full scale, which changes nothing but its rounding,
+/// as the standard aligns levels. None for silence, which has no level.
+fn integers(signal: &[f32]) -> Option<Vec<i16>> {
+    let peak = signal.iter().fold(0f32, |m, x| m.max(x.abs()));
+    let scale = 32767.0 / f64::from(peak);
+    (peak > 0.0).then(|| signal.iter().map(|x| (f64::from(*x) * scale).round() as i16).collect())
+}
+
+fn scored(
+    clean: &[f32],
+    enhanced: &[f32],
+    pesq: fn(&[i16], &[i16]) -> std::result::Result<f32, PesqError>,
+) -> Result<Option<f64>> {
+    match (integers(clean), integers(enhanced)) {
+        (Some(clean), Some(enhanced)) => known(pesq(&clean, &enhanced)),
+        _ => Ok(None),
+    }
 }
 
 fn known(result: std::result::Result<f32, PesqError>) -> Result<Option<f64>> {
@@ -20,23 +31,21 @@ fn known(result: std::result::Result<f32, PesqError>) -> Result<Option<f64>> {
     }
 }
 
-/// Wide-band PESQ (P.862.2) of signals at 16 kHz; none where no speech is found to align by.
+/// Wide-band PESQ (P.862.2) of signals at 16 kHz; none where one of them is silent or no speech is found to align by.
 ///
 /// # Errors
 /// Less than a quarter of a second.
 pub fn pesq_wb(clean: &[f32], enhanced: &[f32]) -> Result<Option<f64>> {
-    let [clean, enhanced] = integers(clean, enhanced);
-    known(::pesq::pesq_wb(&clean, &enhanced))
+    scored(clean, enhanced, ::pesq::pesq_wb)
 }
 
 /// Narrow-band PESQ (P.862, mapped by P.862.1) of signals at 16 kHz, which the standard's model takes without another
-/// rate; none where no speech is found to align by.
+/// rate; none where one of them is silent or no speech is found to align by.
 ///
 /// # Errors
 /// Less than a quarter of a second.
 pub fn pesq_nb(clean: &[f32], enhanced: &[f32]) -> Result<Option<f64>> {
-    let [clean, enhanced] = integers(clean, enhanced);
-    known(narrow_band(&clean, &enhanced))
+    scored(clean, enhanced, narrow_band)
 }
 
 fn narrow_band(clean: &[i16], enhanced: &[i16]) -> std::result::Result<f32, PesqError> {
