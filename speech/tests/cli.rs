@@ -57,7 +57,10 @@ fn train_eval_enhance_and_metrics_work_together() {
 
     let eval = "eval --checkpoint run --clean clean --noisy noisy --format json --quiet --csv scores.csv";
     let scores = json(&speech(eval, dir).assert().success().get_output().stdout);
-    assert_eq!(scores["clips"].as_array().unwrap().len(), 2);
+    for scores in [&scores, &scores["noisy"]] {
+        assert_eq!(scores["clips"].as_array().unwrap().len(), 2);
+        assert!(scores["mean"]["stoi"].is_f64(), "{scores}");
+    }
     assert_eq!(std::fs::read_to_string(dir.join("scores.csv")).unwrap().lines().count(), 3);
 
     // Folders keep their shape, a rerun makes nothing again, and other settings are refused.
@@ -77,6 +80,18 @@ fn train_eval_enhance_and_metrics_work_together() {
     let mean = &same["mean"];
     assert!(mean["pesq_wb"].as_f64().unwrap() > 4.6 && mean["stoi"].as_f64().unwrap() > 0.999, "{mean}");
     speech("metrics --clean clean --enhanced noisy", dir).assert().success().stdout(starts_with("clip"));
+
+    // A clip that has no scores is told of, and the others have theirs; silence has no PESQ.
+    mono(&dir.join("noisy/one.wav"), vec![0.0; 20_000]);
+    speech("metrics --clean clean --enhanced noisy --csv some.csv", dir)
+        .assert()
+        .code(1)
+        .stdout(contains("a/two.wav").and(contains("one.wav").not()))
+        .stderr(contains("noisy/one.wav: the clean signal has 24000 samples and this one 20000"))
+        .stderr(contains("1 of 2 clips have scores"));
+    mono(&dir.join("noisy/one.wav"), vec![0.0; 24_000]);
+    let silent = summary("metrics --clean clean/one.wav --enhanced noisy/one.wav --format json");
+    assert!(silent["mean"]["pesq_wb"].is_null() && silent["mean"]["covl"].is_null(), "{silent}");
     std::fs::remove_file(dir.join("noisy/one.wav")).unwrap();
     speech("metrics --clean clean --enhanced noisy", dir)
         .assert()
@@ -123,6 +138,93 @@ fn a_stream_of_raw_samples_has_as_many_samples_as_came() {
         .assert()
         .code(1)
         .stderr(contains("in the middle of a 16 bit sample"));
+    // All that came before a stray byte is there.
+    for checkpoint in ["", "--checkpoint live"] {
+        let output = speech(&format!("enhance --stream --quiet {checkpoint}"), dir)
+            .write_stdin(bytes[..bytes.len() - 1].to_vec())
+            .assert()
+            .code(1)
+            .stderr(contains("follows live").not())
+            .get_output()
+            .stdout
+            .clone();
+        assert_eq!(output.len(), bytes.len() - 2);
+    }
+    speech("enhance --stream --rate 2000000000", dir).assert().code(2).stderr(contains("1..=1000000"));
+}
+
+#[test]
+fn recordings_are_never_replaced_by_their_results() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    std::fs::create_dir(dir.join("talk")).unwrap();
+    for name in ["one.wav", "talk/two.wav", "talk/two_1.wav"] {
+        mono(&dir.join(name), pair(1, 0.5).0);
+    }
+    let before = std::fs::read(dir.join("one.wav")).unwrap();
+    for arguments in [
+        "one.wav --out one.wav",
+        "one.wav --out talk/../one.wav",
+        "one.wav --out .",
+        "talk --out talk",
+        "talk one.wav --out .",
+    ] {
+        speech(&format!("enhance {arguments} --overwrite"), dir)
+            .assert()
+            .code(2)
+            .stderr(contains("would replace a recording: name another place with --out"));
+    }
+    assert_eq!(std::fs::read(dir.join("one.wav")).unwrap(), before);
+    speech("enhance one.wav --out res.flac", dir)
+        .assert()
+        .code(2)
+        .stderr(contains("--out res.flac: results are WAV files: name a .wav file, or a folder"));
+    assert!(!dir.join("res.flac").exists());
+
+    // Results in a folder among the recordings are no recordings.
+    for there in [0, 3] {
+        let run = speech("enhance . --out talk/clean --quiet --format json", dir).assert().success();
+        let summary = json(&run.get_output().stdout);
+        assert_eq!((&summary["written"], &summary["already_there"]), (&(3 - there).into(), &there.into()));
+    }
+    // A recording of a few samples has a picture too.
+    mono(&dir.join("short.wav"), vec![0.1; 100]);
+    speech("enhance short.wav --out few.wav --picture", dir).assert().success();
+    assert_eq!(read(dir.join("few.wav")).unwrap().frames(), 100);
+    assert!(dir.join("few.png").is_file());
+}
+
+#[test]
+fn training_that_could_not_be_validated_is_refused_before_it_begins() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    for name in ["short", "late", "clean", "noisy", "noise"] {
+        std::fs::create_dir(dir.join(name)).unwrap();
+    }
+    for i in 0..3 {
+        let (noisy, clean) = pair(i, 1.5);
+        mono(&dir.join(format!("short/{i}.wav")), clean[..3000].to_vec());
+        mono(&dir.join(format!("late/{i}.wav")), [&[0.0; 20_000], &clean[..]].concat());
+        mono(&dir.join(format!("clean/{i}.wav")), clean);
+        mono(&dir.join(format!("noisy/{i}.wav")), noisy);
+        mono(&dir.join(format!("noise/{i}.wav")), sample::noise(i, 2.0));
+    }
+    let fails = |arguments: &str, code: i32, messages: [&str; 2]| {
+        let run = speech(&format!("train --out run --steps 1 {TINY} {arguments}"), dir).assert().code(code);
+        run.stderr(contains(messages[0]).and(contains(messages[1])));
+        assert!(!dir.join("run").exists(), "{arguments}");
+    };
+    fails("--clean short --noise noise", 1, ["short/", "3000 samples are too few to score"]);
+    fails("--clean late --noise noise", 1, ["late/", "the clean signal is silent"]);
+    fails("--set model.stft_cfg.sampling_rate=8000", 2, ["sampling_rate is 8000", "16000"]);
+    fails("--set data.valid=0", 2, ["valid is 0", "above 0"]);
+    fails("--set loss.metric=0.05 --set data.segment_size=2000", 2, ["segment_size is 2000", "4000"]);
+    fails(
+        "--clean clean --noise noisy",
+        1,
+        ["noisy/0.wav: this noise holds the speech of clean/0.wav", "mix"],
+    );
+    speech(&format!("train --out run --steps 1 {TINY} --clean clean --noise noise"), dir).assert().success();
 }
 
 #[test]
@@ -166,7 +268,9 @@ fn talkers_are_parted_into_files() {
     write_wav(&dir.join("talk/a/two.wav"), &stereo, WavFormat::FLOAT).unwrap();
     let separate = "separate talk --checkpoint run --out out --chunk 0.5 --quiet --format json";
     let summary = |arguments: &str| json(&speech(arguments, dir).assert().success().get_output().stdout);
-    assert_eq!(summary(separate)["written"], 1);
+    let made = speech(&separate.replace("--quiet", ""), dir).assert().success();
+    let made = made.stderr(contains("out/a/two_1.wav, out/a/two_2.wav: ")).get_output().stdout.clone();
+    assert_eq!(json(&made)["written"], 1);
     let parts: Vec<Audio> = (1..=2).map(|i| read(dir.join(format!("out/a/two_{i}.wav"))).unwrap()).collect();
     for part in &parts {
         assert_eq!((part.sample_rate, part.channels.len(), part.frames()), (44_100, 1, stereo.frames()));
@@ -182,6 +286,12 @@ fn talkers_are_parted_into_files() {
         .assert()
         .code(1)
         .stderr(contains("two_1.wav"));
+    write_wav(&dir.join("talk/a/two_2.wav"), &parts[0], WavFormat::FLOAT).unwrap();
+    speech("separate talk --checkpoint run --out talk --overwrite", dir)
+        .assert()
+        .code(2)
+        .stderr(contains("would replace a recording"));
+    std::fs::remove_file(dir.join("talk/a/two_2.wav")).unwrap();
     speech("separate eval --checkpoint run --mixtures talk --sources talk", dir)
         .assert()
         .code(2)

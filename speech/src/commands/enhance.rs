@@ -3,13 +3,14 @@
 mod live;
 mod recording;
 
-use super::recordings::{Recording, batch, below};
+use super::recordings::{Recording, batch, below, refuse_clashes};
 use anyhow::{Result, bail};
+use clap::builder::TypedValueParser;
 use mamba_core::cli::{CommonArgs, HintExt};
 use mamba_datasets::job::{Claimed, Fingerprint, Job, Shard};
 use mamba_datasets::registry::resolve_all;
 use mamba_speech::SeMambaCheckpoint;
-use mamba_speech::audio::WavFormat;
+use mamba_speech::audio::{SAMPLE_RATES, WavFormat, is_audio};
 use mamba_speech::enhance::ChunkConfig;
 use recording::Options;
 use std::path::{Path, PathBuf};
@@ -68,11 +69,15 @@ pub(crate) struct Args {
     stream: bool,
 
     /// Samples in a second of the stream
-    #[arg(long, value_name = "HZ", default_value_t = 16_000, requires = "stream")]
+    #[arg(long, value_name = "HZ", default_value_t = 16_000, requires = "stream", value_parser = rate())]
     rate: u32,
 
     #[command(flatten)]
     common: CommonArgs,
+}
+
+fn rate() -> impl TypedValueParser<Value = u32> {
+    clap::value_parser!(u32).range(i64::from(*SAMPLE_RATES.start())..=i64::from(*SAMPLE_RATES.end()))
 }
 
 /// Runs the command.
@@ -96,7 +101,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         picture: args.picture,
     };
     if args.stream {
-        return live::run(&enhancer, &options, args.rate);
+        return live::run(&enhancer, &options, args.rate, args.common.quiet);
     }
     let Some(out) = &args.out else { bail!("--out is missing") };
     let tasks = tasks(&resolve_all(&args.inputs)?, out)?;
@@ -104,7 +109,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     batch(&tasks, args.shard, &args.common, |task| match claim(&args, task, &model, &options)? {
         Claimed::Finished(_) => Ok(None),
         Claimed::Open(claim) => {
-            let progress = args.common.progress(None, "s of sound");
+            let progress = |seconds| args.common.progress(seconds, "s of sound");
             recording::enhance(&task.input, claim, &enhancer, &options, progress).map(Some)
         }
     })
@@ -118,13 +123,20 @@ fn tasks(inputs: &[PathBuf], out: &Path) -> Result<Vec<Recording>> {
         && wav(out)
         && !out.is_dir()
     {
-        return Ok(vec![Recording { input: input.clone(), output: out.to_owned() }]);
+        let recordings = vec![Recording { input: input.clone(), outputs: vec![out.to_owned()] }];
+        refuse_clashes(&recordings)?;
+        return Ok(recordings);
     }
+    let refuse = |why: &str| -> Result<Vec<Recording>> {
+        Err(mamba_core::Error::Config(format!("--out {}: {why}", out.display())).into())
+    };
     if wav(out) {
-        let problem = format!("--out {}: many recordings need a folder, not a .wav file", out.display());
-        return Err(mamba_core::Error::Config(problem).into());
+        return refuse("many recordings need a folder, not a .wav file");
     }
-    below(inputs, out)
+    if is_audio(out) && !out.is_dir() {
+        return refuse("results are WAV files: name a .wav file, or a folder");
+    }
+    below(inputs, out, |output| vec![output])
 }
 
 /// The right to make one result, unless it stands already.
@@ -135,11 +147,11 @@ fn claim(args: &Args, task: &Recording, model: &str, options: &Options) -> Resul
         "chunk": args.chunk, "limit": args.limit, "samples": args.samples, "picture": args.picture,
         "pcs": args.pcs,
     }))?;
-    if let Some(folder) = task.output.parent().filter(|f| !f.as_os_str().is_empty()) {
+    let output = &task.outputs[0];
+    if let Some(folder) = output.parent().filter(|f| !f.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder).map_err(|e| anyhow::anyhow!("{}: {e}", folder.display()))?;
     }
-    let beside: Vec<PathBuf> =
-        options.picture.then(|| task.output.with_extension("png")).into_iter().collect();
+    let beside: Vec<PathBuf> = options.picture.then(|| output.with_extension("png")).into_iter().collect();
     let job = Job::new("mamba-speech enhance", fingerprint).overwrite(args.overwrite);
-    Ok(job.claim(&task.output, &beside, None)?)
+    Ok(job.claim(output, &beside, None)?)
 }

@@ -1,6 +1,6 @@
 //! `eval`: a checkpoint on pairs of noisy and clean recordings.
 
-use super::metrics::{about, pairs, print};
+use super::metrics::{PairOfFiles, about, pairs, those_scored, write_csv};
 use super::table::ScoreTable;
 use anyhow::Result;
 use mamba_core::cli::{CommonArgs, Format};
@@ -29,7 +29,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     noisy: PathBuf,
 
-    /// Write the scores of every clip as CSV too
+    /// Write the scores of every enhanced clip as CSV too
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
 
@@ -44,21 +44,29 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         .enhancer(args.common.dtype(), &device)?;
     let pairs = pairs(&args.clean, &args.noisy)?;
     let mut progress = args.common.progress(Some(pairs.len() as u64), "clips");
-    let (mut before, mut after) = (Vec::new(), Vec::new());
-    for pair in pairs {
-        let rate = enhancer.sample_rate();
-        let (clean, noisy) = (read_mono(&pair.clean, rate)?, read_mono(&pair.other, rate)?);
-        let enhanced = enhancer.enhance(&noisy)?;
-        for (rows, signal) in [(&mut before, &noisy), (&mut after, &enhanced)] {
-            rows.push((pair.name.clone(), score(&clean, signal, rate).map_err(|e| about(&pair.other, e))?));
-        }
+    let rate = enhancer.sample_rate();
+    let mut scored = |pair: PairOfFiles| -> Result<_> {
         progress.inc(1);
-    }
+        let (clean, noisy) = (read_mono(&pair.clean, rate)?, read_mono(&pair.other, rate)?);
+        let row = |signal: &[f32]| -> Result<_> {
+            Ok((pair.name.clone(), score(&clean, signal, rate).map_err(|e| about(&pair.other, e))?))
+        };
+        Ok((row(&noisy)?, row(&enhancer.enhance(&noisy)?)?))
+    };
+    let scored: Vec<_> = pairs.into_iter().map(&mut scored).collect();
     progress.finish();
+    let (rows, code) = those_scored(scored)?;
+    let (before, after): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
     let (before, after) = (ScoreTable { rows: before }, ScoreTable { rows: after });
-    if args.common.format == Format::Human {
-        writeln!(std::io::stdout(), "noisy\n{}\nenhanced", before.human())?;
+    write_csv(&after, args.csv.as_deref())?;
+    let mut out = std::io::stdout();
+    match args.common.format {
+        Format::Human => write!(out, "noisy\n{}\nenhanced\n{}", before.human(), after.human())?,
+        Format::Json => {
+            let mut json = after.json();
+            json["noisy"] = before.json();
+            writeln!(out, "{json}")?;
+        }
     }
-    print(&after, args.csv.as_deref(), args.common.format)?;
-    Ok(ExitCode::SUCCESS)
+    Ok(code)
 }

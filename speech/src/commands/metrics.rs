@@ -5,15 +5,12 @@ use anyhow::Result;
 use mamba_core::cli::{CommonArgs, Format};
 use mamba_datasets::registry::resolve;
 use mamba_speech::audio::{files_in, read_mono};
-use mamba_speech::metrics::{Scores, score};
+use mamba_speech::metrics::{SAMPLE_RATE, score};
 use mamba_speech::{Error, audio};
 use rayon::prelude::*;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-
-/// Rate that scores are defined at.
-const SAMPLE_RATE: u32 = 16_000;
 
 /// Flags of `metrics`.
 #[derive(clap::Args)]
@@ -40,7 +37,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     args.common.start()?;
     let pairs = pairs(&args.clean, &args.enhanced)?;
-    let scored: Vec<(String, Scores)> = pairs
+    let scored: Vec<Result<_>> = pairs
         .par_iter()
         .map(|pair| {
             let (clean, enhanced) =
@@ -48,9 +45,30 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             let scores = score(&clean, &enhanced, SAMPLE_RATE).map_err(|e| about(&pair.other, e))?;
             Ok((pair.name.clone(), scores))
         })
-        .collect::<mamba_speech::Result<_>>()?;
-    print(&ScoreTable { rows: scored }, args.csv.as_deref(), args.common.format)?;
-    Ok(ExitCode::SUCCESS)
+        .collect();
+    let (rows, code) = those_scored(scored)?;
+    print(&ScoreTable { rows }, args.csv.as_deref(), args.common.format)?;
+    Ok(code)
+}
+
+/// The scores of clips that have some; the others are reported, and the exit code is 1.
+///
+/// # Errors
+/// The last one, if no clip has scores.
+pub(crate) fn those_scored<T>(scored: Vec<Result<T>>) -> Result<(Vec<T>, ExitCode)> {
+    let (all, mut rows, mut failed) = (scored.len(), Vec::new(), Vec::new());
+    for result in scored {
+        result.map_or_else(|error| failed.push(error), |row| rows.push(row));
+    }
+    let Some(last) = failed.pop() else { return Ok((rows, ExitCode::SUCCESS)) };
+    for error in &failed {
+        eprintln!("error: {error:#}");
+    }
+    if rows.is_empty() {
+        return Err(last);
+    }
+    eprintln!("error: {last:#}\n{} of {all} clips have scores, the means are theirs", rows.len());
+    Ok((rows, ExitCode::FAILURE))
 }
 
 /// Two files of one name.
@@ -89,16 +107,20 @@ pub(crate) fn about(path: &Path, error: Error) -> Error {
 }
 
 /// The table on stdout, and as a file.
-pub(crate) fn print(table: &ScoreTable, csv: Option<&Path>, format: Format) -> Result<()> {
-    if let Some(path) = csv {
-        let mut file = mamba_datasets::AtomicFile::create(path)?;
-        file.write_all(table.csv().as_bytes())?;
-        file.commit()?;
-    }
+fn print(table: &ScoreTable, csv: Option<&Path>, format: Format) -> Result<()> {
+    write_csv(table, csv)?;
     let text = match format {
         Format::Json => format!("{}\n", table.json()),
         Format::Human => table.human(),
     };
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(())
+}
+
+/// The table as a file, if one was asked for.
+pub(crate) fn write_csv(table: &ScoreTable, csv: Option<&Path>) -> Result<()> {
+    let Some(path) = csv else { return Ok(()) };
+    let mut file = mamba_datasets::AtomicFile::create(path)?;
+    file.write_all(table.csv().as_bytes())?;
+    Ok(file.commit()?)
 }

@@ -4,41 +4,64 @@ use anyhow::Result;
 use mamba_core::cli::{CommonArgs, Format, INTERRUPTED};
 use mamba_core::train::Stop;
 use mamba_datasets::job::Shard;
-use mamba_speech::audio::files_in;
-use std::collections::BTreeMap;
+use mamba_speech::audio::{files_in_except, is_audio};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// A recording and the place of its result, a `.wav`.
+/// A recording and the places of its results, each a `.wav`.
 pub(crate) struct Recording {
     pub(crate) input: PathBuf,
-    pub(crate) output: PathBuf,
+    pub(crate) outputs: Vec<PathBuf>,
 }
 
-/// Every recording, and a place below `out` for each, in which sub-folders are kept; two of one name are refused before any
-/// work.
-pub(crate) fn below(inputs: &[PathBuf], out: &Path) -> Result<Vec<Recording>> {
+/// Every recording, and places below `out` for each, in which sub-folders are kept: those that `results` makes of the name
+/// of the recording. What lies below `out` already is no recording.
+pub(crate) fn below(
+    inputs: &[PathBuf],
+    out: &Path,
+    results: impl Fn(PathBuf) -> Vec<PathBuf>,
+) -> Result<Vec<Recording>> {
+    if is_audio(out) && !out.is_dir() {
+        let problem = format!("--out {}: expected a folder, this is the name of a sound file", out.display());
+        return Err(mamba_core::Error::Config(problem).into());
+    }
     let mut recordings = Vec::new();
     for path in inputs {
         let (root, files) = match path.is_dir() {
-            true => (path.as_path(), files_in(path)?),
+            true => (path.as_path(), files_in_except(path, Some(out))?),
             false => (path.parent().unwrap_or(Path::new("")), vec![path.clone()]),
         };
         for input in files {
             let relative = input.strip_prefix(root).unwrap_or(&input);
-            recordings.push(Recording { output: out.join(relative).with_extension("wav"), input });
+            let outputs = results(out.join(relative).with_extension("wav"));
+            recordings.push(Recording { outputs, input });
         }
     }
+    refuse_clashes(&recordings)?;
+    Ok(recordings)
+}
+
+/// Refuses, before any work, results that would take the place of a recording or of each other.
+pub(crate) fn refuse_clashes(recordings: &[Recording]) -> Result<()> {
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let inputs: BTreeSet<PathBuf> = recordings.iter().map(|r| real(&r.input)).collect();
     let mut taken: BTreeMap<&Path, &Path> = BTreeMap::new();
-    for recording in &recordings {
-        if let Some(first) = taken.insert(&recording.output, &recording.input) {
-            let (a, b, out) = (first.display(), recording.input.display(), recording.output.display());
-            let problem = format!("{a} and {b} would both become {out}: write them into two folders");
+    for Recording { input, outputs } in recordings {
+        for output in outputs {
+            let (from, to) = (input.display(), output.display());
+            let problem = if inputs.contains(&real(output)) {
+                format!("{to}: the result of {from} would replace a recording: name another place with --out")
+            } else if let Some(first) = taken.insert(output, input) {
+                format!("{} and {from} would both become {to}: write them into two folders", first.display())
+            } else {
+                continue;
+            };
             return Err(mamba_core::Error::Config(problem).into());
         }
     }
-    Ok(recordings)
+    Ok(())
 }
 
 /// Sound that was processed, and the time it took.
@@ -99,7 +122,9 @@ pub(crate) fn batch(
             Ok(None) => finished += 1,
             Ok(Some(one)) => {
                 if !common.quiet {
-                    eprintln!("{}: {}", recording.output.display(), one.describe());
+                    let names: Vec<String> =
+                        recording.outputs.iter().map(|path| path.display().to_string()).collect();
+                    eprintln!("{}: {}", names.join(", "), one.describe());
                 }
                 totals.add(&one);
             }

@@ -10,26 +10,46 @@ use std::process::ExitCode;
 const BLOCK: usize = 320;
 
 /// A causal model follows frame by frame; another one, or another rate, works in chunks.
-pub(crate) fn run(enhancer: &Enhancer, options: &Options, rate: u32) -> Result<ExitCode> {
+pub(crate) fn run(enhancer: &Enhancer, options: &Options, rate: u32, quiet: bool) -> Result<ExitCode> {
     let live = enhancer.config().model_cfg.causal && rate == enhancer.sample_rate();
     if live {
         let mut stream = Stream::new(enhancer)?;
         let mut keep = Keep { share: options.keep, waiting: Default::default() };
-        copy(|samples| {
+        let heard = copy(|samples| {
             keep.hear(samples);
             Ok(keep.mix(stream.push(samples)?))
         })?;
-        let rest = keep.mix(stream.finish()?);
-        return write(&rest).map(|()| ExitCode::SUCCESS);
+        write(&keep.mix(stream.finish()?))?;
+        return heard.expect_whole();
     }
-    eprintln!(
-        "sound comes out in chunks of seconds: a model of preset semamba-stream at {} Hz follows live",
-        enhancer.sample_rate()
-    );
+    if !quiet {
+        eprintln!(
+            "sound comes out in chunks of seconds: a model of preset semamba-stream at {} Hz follows live",
+            enhancer.sample_rate()
+        );
+    }
     let mut lane = Lane::new(enhancer, rate, options)?;
-    let total = copy(|samples| lane.push(samples))?;
-    write(&lane.finish(total)?)?;
-    Ok(ExitCode::SUCCESS)
+    let heard = copy(|samples| lane.push(samples))?;
+    write(&lane.finish(heard.samples)?)?;
+    heard.expect_whole()
+}
+
+/// What came from standard input.
+struct Heard {
+    samples: u64,
+    /// A byte at the end that belongs to no sample.
+    stray: bool,
+}
+
+impl Heard {
+    /// To be asked when all samples are out.
+    fn expect_whole(&self) -> Result<ExitCode> {
+        if self.stray {
+            let n = self.samples;
+            anyhow::bail!("standard input ends in the middle of a 16 bit sample, after {n} samples");
+        }
+        Ok(ExitCode::SUCCESS)
+    }
 }
 
 /// Mixes a share of what was heard to what comes out.
@@ -56,19 +76,16 @@ impl Keep {
     }
 }
 
-/// Passes everything through `enhance` and returns the number of samples.
-fn copy(mut enhance: impl FnMut(&[f32]) -> Result<Vec<f32>>) -> Result<u64> {
+/// Passes everything through `enhance`.
+fn copy(mut enhance: impl FnMut(&[f32]) -> Result<Vec<f32>>) -> Result<Heard> {
     let mut stdin = std::io::stdin().lock();
     let (mut bytes, mut filled, mut total) = ([0u8; 2 * BLOCK], 0, 0);
     loop {
         let n = stdin.read(&mut bytes[filled..]).context("standard input")?;
         filled += n;
         let whole = filled / 2 * 2;
-        if n == 0 && filled % 2 == 1 {
-            anyhow::bail!("standard input ends in the middle of a 16 bit sample, after {total} samples");
-        }
         if n == 0 {
-            return Ok(total);
+            return Ok(Heard { samples: total, stray: filled == 1 });
         }
         let samples: Vec<f32> = bytes[..whole]
             .chunks_exact(2)

@@ -86,11 +86,12 @@ pub(crate) fn enhance(
     claim: Claim,
     enhancer: &Enhancer,
     options: &Options,
-    mut progress: Progress,
+    progress: impl FnOnce(Option<u64>) -> Progress,
 ) -> Result<Totals> {
     let clock = Instant::now();
     let mut reader = Reader::open(input)?;
     let spec = reader.spec();
+    let mut progress = progress(spec.seconds());
     let format = options.format.unwrap_or(spec.format);
     let mut writer = WavWriter::create(claim.output(), spec.sample_rate, spec.channels, format)?;
     let lane = || Lane::new(enhancer, spec.sample_rate, options);

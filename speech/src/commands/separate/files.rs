@@ -28,15 +28,13 @@ pub(super) fn run(args: FilesArgs) -> Result<ExitCode> {
         .hint("name the folder of a run of `mamba-speech separate train`")?;
     let separator = checkpoint.separator(args.common.dtype(), &device)?;
     let model = checkpoint.hash()?;
-    let recordings = below(&resolve_all(&args.inputs)?, out)?;
-    batch(&recordings, args.shard, &args.common, |recording| {
-        let outputs = talkers_of(&recording.output, separator.talkers());
-        match claim(&args, recording, &outputs, &model)? {
-            Claimed::Finished(_) => Ok(None),
-            Claimed::Open(claim) => {
-                let progress = args.common.progress(None, "s of sound");
-                separate(&recording.input, claim, &outputs, &separator, args.chunk, progress).map(Some)
-            }
+    let results = |output: PathBuf| talkers_of(&output, separator.talkers());
+    let recordings = below(&resolve_all(&args.inputs)?, out, results)?;
+    batch(&recordings, args.shard, &args.common, |recording| match claim(&args, recording, &model)? {
+        Claimed::Finished(_) => Ok(None),
+        Claimed::Open(claim) => {
+            let progress = |seconds| args.common.progress(seconds, "s of sound");
+            separate(recording, claim, &separator, args.chunk, progress).map(Some)
         }
     })
 }
@@ -48,29 +46,29 @@ fn talkers_of(output: &Path, talkers: usize) -> Vec<PathBuf> {
 }
 
 /// The right to make the files of one recording, unless they stand already.
-fn claim(args: &FilesArgs, recording: &Recording, outputs: &[PathBuf], model: &str) -> Result<Claimed> {
+fn claim(args: &FilesArgs, recording: &Recording, model: &str) -> Result<Claimed> {
     let mut fingerprint = Fingerprint::new();
     fingerprint.add_input(&recording.input)?.add_hash("model", model);
     fingerprint.set_config(&serde_json::json!({ "chunk": args.chunk }))?;
-    if let Some(folder) = recording.output.parent().filter(|f| !f.as_os_str().is_empty()) {
+    if let Some(folder) = recording.outputs[0].parent().filter(|f| !f.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     }
     let job = Job::new("mamba-speech separate", fingerprint).overwrite(args.overwrite);
-    Ok(job.claim(&outputs[0], &outputs[1..], None)?)
+    Ok(job.claim(&recording.outputs[0], &recording.outputs[1..], None)?)
 }
 
 /// Decodes, mixes down, resamples, separates, resamples back and encodes, in memory that does not grow.
 fn separate(
-    input: &Path,
+    Recording { input, outputs }: &Recording,
     claim: Claim,
-    outputs: &[PathBuf],
     separator: &Separator,
     chunk: f64,
-    mut progress: Progress,
+    progress: impl FnOnce(Option<u64>) -> Progress,
 ) -> Result<Totals> {
     let clock = Instant::now();
     let mut reader = Reader::open(input)?;
     let (spec, rate) = (reader.spec(), separator.sample_rate());
+    let mut progress = progress(spec.seconds());
     let writer = |path: &PathBuf| WavWriter::create(path, spec.sample_rate, 1, spec.format);
     let mut writers = outputs.iter().map(writer).collect::<mamba_speech::Result<Vec<_>>>()?;
     let mut down = Resampler::new(spec.sample_rate, rate)?;
