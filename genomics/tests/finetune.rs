@@ -274,7 +274,7 @@ fn wrong_input_is_named_and_leaves_nothing() {
         ("good.csv --batch 0", 2, "batch_size is 0, must be at least 1"),
         ("good.csv --learning-rate nan", 2, "learning_rate"),
         ("good.csv --minutes nan", 2, "max_minutes"),
-        ("good.csv --patience 0", 2, "--patience) is 0, must be at least 1"),
+        ("good.csv --patience 0", 2, "patience is 0, must be at least 1"),
         ("good.csv --folds 0", 2, "--folds 0: must be at least 2"),
         ("good.csv --folds 1", 2, "--folds 1: must be at least 2"),
         ("good.csv --folds 3 --drop-leaks", 2, "cannot be used with"),

@@ -230,8 +230,6 @@ impl FinetuneConfig {
             "task.epochs must be above 0, or null".into()
         } else if *class_weights && *kind == Kind::Regression {
             "task.class_weights (--class-weights) is for classes, not for regression".into()
-        } else if self.train.patience == Some(0) {
-            "train.patience (--patience) is 0, must be at least 1, or null".into()
         } else if let Some(metric) = metric.filter(|metric| !metric.fits(*kind)) {
             format!("task.metric {} is not one of {kind}", metric.name())
         } else {

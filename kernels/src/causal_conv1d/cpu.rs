@@ -220,7 +220,7 @@ fn backward_width<T: Real, const K: usize>(
     let taps = conv.taps(K);
     let zeros = vec![T::default(); d];
     let mut dx = conv.per_token();
-    let mut dstate = unwritten_if(false, conv.segments.len() * (K - 1) * d);
+    let mut dstate = vec![MaybeUninit::new(T::default()); conv.segments.len() * (K - 1) * d];
     let blocks = conv.blocks();
     let (out, out_state) = (SharedMut::new(&mut dx), SharedMut::new(&mut dstate));
     // Each block's gradient of the taps, (K, D), and of the bias, (D).

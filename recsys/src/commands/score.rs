@@ -40,11 +40,11 @@ with a line per user). A user's events may lie in any file, in any order. Out: r
 ids as they came in; without times, events count in the order of the files.
 
 A directory as --out takes one part after the other; a rerun skips parts that are finished, with their states where these
-are asked for, and refuses those made from other events, another checkpoint or other settings. The same input and checkpoint give the same rows, whatever the
-threads and shards.
+are asked for, and refuses those made from other events, another checkpoint or other settings. The same input and
+checkpoint give the same rows, whatever the threads and shards.
 
 With --state-in or --state-out the model reads the whole history, not its last items only, and a later job only the new
-events: it gives rows for the users of these events. A folder of states can be read from once all its parts are there,
+events: it gives rows for the users of these events, and none if there are none. A folder of states can be read from once all its parts are there,
 those of every shard.
 
 Examples:
@@ -320,7 +320,8 @@ impl<'a> Work<'a> {
             parts.add_events(path, &self.args.log.options(), self.checkpoint.items()).map_err(with_hint)?;
             progress.inc(1);
         }
-        if parts.is_empty() {
+        // a day without events is no fault of a job that goes on from states
+        if parts.is_empty() && self.args.state_in.is_empty() {
             let names: Vec<String> = self.events.iter().map(|path| path.display().to_string()).collect();
             let problem = format!("there are no events in {}", names.join(", "));
             return Err(mamba_recsys::Error::Empty(problem).into());

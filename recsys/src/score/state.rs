@@ -203,7 +203,11 @@ impl StateOut {
             return Err(Error::file(path, problem));
         }
         for path in others {
-            std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+            match std::fs::remove_file(&path) {
+                // another shard was faster
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => (),
+                removed => removed.map_err(Error::io("remove", &path))?,
+            }
         }
         Ok(states)
     }

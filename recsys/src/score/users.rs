@@ -81,7 +81,7 @@ fn hash(user: Id<'_>) -> u64 {
     hash ^ (hash >> 29)
 }
 
-/// Bytes that all parts together hold back before they go to the temporary file.
+/// Bytes that parts together hold back before they go to the temporary file, or 4 KiB each if there are many.
 const WAITING: usize = 1 << 26;
 
 /// Records of many parts in one temporary file: a file for each part would run into the system's limit of open files.

@@ -149,3 +149,18 @@ fn a_model_without_states_is_refused_before_anything_is_read() {
         assert!(!dir.join("s").exists());
     }
 }
+
+#[test]
+fn a_day_without_events_gives_no_rows_and_breaks_no_chain() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    two_days(dir);
+    std::fs::write(dir.join("quiet.csv"), "user,item,time\n").unwrap();
+    json(dir, &format!("{SCORE} --data day0.csv --out a.csv --state-out s0"));
+    let quiet = json(dir, &format!("{SCORE} --data quiet.csv --out b.csv --state-in s0 --state-out s1"));
+    assert_eq!(quiet["users"], 0);
+    assert_eq!(std::fs::read_to_string(dir.join("b.csv")).unwrap(), "user,rank,item,score\n");
+    json(dir, &format!("{SCORE} --data day1.csv --out c.csv --state-in s0 s1"));
+    json(dir, &format!("{SCORE} --data day1.csv --out d.csv --state-in s0"));
+    assert_eq!(std::fs::read(dir.join("c.csv")).unwrap(), std::fs::read(dir.join("d.csv")).unwrap());
+}

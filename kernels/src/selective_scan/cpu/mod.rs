@@ -2,9 +2,9 @@
 //!
 //! Work is cut into *lines* of segments × channel groups, which rayon spreads over the cores; channels of a group share
 //! the tokens' rows of B and C. If there are few lines, segments are also cut along L into *spans*: a first pass finds
-//! what each span adds to the state, a short serial pass joins them, a second pass computes the outputs. How work is
-//! cut depends on the shapes alone, never on the number of threads, so results are the same bits on any machine of one
-//! instruction set.
+//! what each span adds to the state, a short serial pass joins them, a second pass computes the outputs. Spans, and the
+//! groups whose sums are added, depend on the shapes alone, never on the number of threads, so results are the same bits on
+//! any machine of one instruction set.
 
 use super::Dims;
 use crate::segments::Segment;
