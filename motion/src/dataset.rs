@@ -8,9 +8,10 @@ use crate::skeleton::{Bones, N_JOINTS, NAMES, Pose};
 use crate::{Error, Result};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 /// What part a clip plays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,7 +56,7 @@ pub struct MotionData {
     pub groups: Vec<LabelGroup>,
     /// The clips, sorted by name.
     pub clips: Vec<Clip>,
-    /// Files that were passed over, and why.
+    /// What was passed over, and why.
     pub skipped: Vec<String>,
 }
 
@@ -66,13 +67,14 @@ pub struct SourceConfig {
     /// How file names tell labels, for example `dataset-2_{content}_{style}_{take}`: parts between `_` are literal, `*`
     /// for anything, or a label's name in braces; `{take}` tells repetitions apart. Null guesses.
     pub names: Option<String>,
-    /// A skeleton map's name or file; null guesses by the joints' names.
+    /// A skeleton map's name, file or text; null guesses by the joints' names.
     pub skeleton: Option<String>,
     /// Add the mirror image of every training clip, with left and right exchanged in its labels, where such labels exist.
     pub mirror: bool,
     /// Every so many-th clip of the same labels is held out for the test; 0 for none.
     pub hold_out_every: usize,
-    /// Every so many-th clip of the rest decides which weights are best; 0 for none.
+    /// Every so many-th clip of the rest decides which weights are best, but never all that are left of the same labels; 0
+    /// for none.
     pub valid_every: usize,
 }
 
@@ -91,6 +93,8 @@ struct Loaded {
     /// The name without the take.
     kind: String,
     captions: Vec<String>,
+    /// Captions that were passed over: those of a part of the clip.
+    of_parts: usize,
     poses: Vec<Pose>,
 }
 
@@ -106,11 +110,20 @@ impl MotionData {
         }
         if files.is_empty() {
             let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
-            let what = "no motion (.bvh, DeepMimic .txt, new_joint_vecs/*.npy)";
+            let what = "no motion (.bvh, DeepMimic .txt, new_joint_vecs/*.npy); exponential maps, as of cmu-expmap, \
+                are not read";
             return Err(Error::Motion(format!("{}: {what}", names.join(", "))));
         }
         files.sort();
-        let loaded: Vec<Loaded> = files.par_iter().map(|file| load(file, cfg)).collect::<Result<_>>()?;
+        // A file that is given twice, also through a link, would be trained on and held out.
+        let mut seen = BTreeSet::new();
+        let mut once = Vec::new();
+        for file in files {
+            if seen.insert(file.canonicalize().map_err(Error::read(&file))?) {
+                once.push(file);
+            }
+        }
+        let loaded: Vec<Loaded> = once.par_iter().map(|file| load(file, cfg)).collect::<Result<_>>()?;
         Self::new(loaded, cfg)
     }
 
@@ -128,7 +141,8 @@ impl MotionData {
             let clip = deepmimic::Clip::parse(&clip.to_string(), name)?;
             let fields = BTreeMap::from([("content".to_string(), content.clone())]);
             let poses = SkeletonMap::open("deepmimic")?.retarget(&clip.motion(LOOP_SECONDS))?;
-            Ok(Loaded { kind: content.clone(), name: content, fields, captions: Vec::new(), poses })
+            let (kind, captions) = (content.clone(), Vec::new());
+            Ok(Loaded { kind, name: content, fields, captions, of_parts: 0, poses })
         });
         Self::new(loaded.collect::<Result<_>>()?, cfg)
     }
@@ -136,10 +150,15 @@ impl MotionData {
     fn new(loaded: Vec<Loaded>, cfg: &SourceConfig) -> Result<Self> {
         let (loaded, short): (Vec<_>, Vec<_>) =
             loaded.into_iter().partition(|clip| clip.poses.len() > MIN_FRAMES);
+        let n_short = short.len();
         let skipped = short.iter().map(|Loaded { name, poses, .. }| {
             format!("{name}: {} frames at 20 a second, expected {}", poses.len(), MIN_FRAMES + 1)
         });
-        let skipped = skipped.collect();
+        let mut skipped: Vec<String> = skipped.collect();
+        let of_parts: usize = loaded.iter().map(|clip| clip.of_parts).sum();
+        if of_parts > 0 {
+            skipped.push(format!("{of_parts} captions with times: they tell of parts of clips"));
+        }
         let mut values: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (name, value) in loaded.iter().flat_map(|clip| &clip.fields).filter(|(name, _)| *name != TAKE) {
             values.entry(name.clone()).or_default().push(value.clone());
@@ -152,13 +171,28 @@ impl MotionData {
         let groups: Vec<LabelGroup> = values.into_iter().map(group).collect();
         let mut data = Self { groups, clips: Vec::new(), skipped };
         let (mut of_kind, mut kept): (BTreeMap<String, usize>, usize) = (BTreeMap::new(), 0);
+        // Clips of each kind that are not held out, less those for validation.
+        let mut left: BTreeMap<String, usize> = BTreeMap::new();
+        for clip in &loaded {
+            *left.entry(clip.kind.clone()).or_default() += 1;
+        }
+        if cfg.hold_out_every > 0 {
+            left.values_mut().for_each(|n| *n -= *n / cfg.hold_out_every);
+        }
         for clip in loaded {
             let number = of_kind.entry(clip.kind.clone()).and_modify(|n| *n += 1).or_insert(1);
             let role = if cfg.hold_out_every > 0 && *number % cfg.hold_out_every == 0 {
                 Role::Test
             } else {
                 kept += 1;
-                if cfg.valid_every > 0 && kept % cfg.valid_every == 0 { Role::Valid } else { Role::Train }
+                let left = left.entry(clip.kind.clone()).or_default();
+                let labelled = clip.fields.keys().any(|name| name != TAKE);
+                if cfg.valid_every > 0 && kept % cfg.valid_every == 0 && (*left > 1 || !labelled) {
+                    *left = left.saturating_sub(1);
+                    Role::Valid
+                } else {
+                    Role::Train
+                }
             };
             let fields: BTreeMap<String, String> =
                 clip.fields.iter().map(|(name, value)| (name.clone(), exchange_sides(value))).collect();
@@ -171,15 +205,15 @@ impl MotionData {
                 let name = format!("{}~", clip.name);
                 let captions = clip.captions.iter().map(|text| exchange_sides(text)).collect();
                 let poses = clip.poses.iter().map(mirror).collect();
-                data.push(Loaded { name, fields, captions, poses, kind: String::new() }, role)?;
+                data.push(Loaded { name, fields, captions, of_parts: 0, poses, kind: String::new() }, role)?;
             }
             data.push(clip, role)?;
         }
         match data.clips.iter().any(|clip| clip.role == Role::Train) {
             true => Ok(data),
             false => Err(Error::Motion(format!(
-                "no clip to train on: {} passed over for being shorter than {MIN_FRAMES} frames",
-                data.skipped.len()
+                "no clip to train on: {n_short} passed over for being shorter than {MIN_FRAMES} frames, {} held out",
+                data.clips.len()
             ))),
         }
     }
@@ -259,35 +293,43 @@ fn load(path: &Path, cfg: &SourceConfig) -> Result<Loaded> {
         Error::Motion(message) => Error::file(path, message),
         other => other,
     };
-    let (poses, captions) = match extension.as_str() {
+    let (poses, captions, of_parts) = match extension.as_str() {
         "npy" => {
             let values = humanml3d::read_features(path)?;
             let poses = features::to_poses(&features::frames_of(&values)?);
             let text =
                 path.ancestors().nth(2).unwrap_or(Path::new("")).join("texts").join(format!("{name}.txt"));
             let captions = if text.exists() { humanml3d::read_captions(&text)? } else { Vec::new() };
+            let all = captions.len();
             let whole = captions.into_iter().filter(|caption| caption.part.is_none());
-            (poses, whole.map(|caption| caption.text).collect())
+            let whole: Vec<String> = whole.map(|caption| caption.text).collect();
+            let of_parts = all - whole.len();
+            (poses, whole, of_parts)
         }
         "txt" => {
             let motion = deepmimic::Clip::read(path)?.motion(LOOP_SECONDS);
-            (
-                SkeletonMap::open(cfg.skeleton.as_deref().unwrap_or("deepmimic"))?
-                    .retarget(&motion)
-                    .map_err(named)?,
-                vec![],
-            )
+            let map = SkeletonMap::open(cfg.skeleton.as_deref().unwrap_or("deepmimic"))?;
+            (map.retarget(&motion).map_err(named)?, vec![], 0)
         }
-        _ => (poses_of_bvh(path, cfg.skeleton.as_deref())?, vec![]),
+        _ => (poses_of_bvh(path, cfg.skeleton.as_deref())?, vec![], 0),
     };
     let (fields, kind) = match extension.as_str() {
         "npy" => (BTreeMap::new(), name.clone()),
         _ => fields_of(&name, cfg.names.as_deref()).map_err(|message| Error::file(path, message))?,
     };
-    Ok(Loaded { name, fields, kind, captions, poses })
+    Ok(Loaded { name, fields, kind, captions, of_parts, poses })
 }
 
-/// The motion of a BVH file on the 22 joints; without a map's name, the first map that knows its joints.
+/// The motion of a BVH file that is set beside a training: by the training's map, or else by one of the crate's, as files need
+/// that were generated.
+///
+/// # Errors
+/// A file that cannot be read, or that neither map fits.
+pub fn poses_beside(path: &Path, skeleton: Option<&str>) -> Result<Vec<Pose>> {
+    poses_of_bvh(path, skeleton).or_else(|error| poses_of_bvh(path, None).map_err(|_| error))
+}
+
+/// The motion of a BVH file on the 22 joints; without a map, by the first of the crate's that knows its joints.
 pub fn poses_of_bvh(path: &Path, skeleton: Option<&str>) -> Result<Vec<Pose>> {
     let motion = NamedMotion::of_bvh(&Bvh::read(path)?);
     let map = match skeleton {
@@ -301,21 +343,23 @@ pub fn poses_of_bvh(path: &Path, skeleton: Option<&str>) -> Result<Vec<Pose>> {
 }
 
 /// The features of a motion file: BVH or a DeepMimic clip, brought to the 22 joints, or an array `(frames, 263)` as it is.
+/// Where the map does not fit, one of the crate's that does.
 ///
 /// # Errors
-/// A file that cannot be read, or that has fewer frames than a clip needs.
+/// A file that cannot be read, that has fewer than 2 frames, or numbers that are not finite.
 pub fn frames_of_file(path: &Path, skeleton: Option<&str>) -> Result<Vec<Frame>> {
     let frames = match path.extension().unwrap_or_default().to_ascii_lowercase().to_str() {
         Some("npy") => features::frames_of(&humanml3d::read_features(path)?)?,
         _ => {
             let cfg = SourceConfig { skeleton: skeleton.map(str::to_owned), ..SourceConfig::default() };
-            let poses = load(path, &cfg)?.poses;
+            let guess = |error| load(path, &SourceConfig::default()).map_err(|_| error);
+            let poses = load(path, &cfg).or_else(guess)?.poses;
             features::from_poses(&poses, &Bones::REFERENCE, FOOT_STILL).map_err(|e| Error::file(path, e))?
         }
     };
     match frames.len() {
         0 | 1 => Err(Error::file(path, "the motion has fewer than 2 frames at 20 a second")),
-        _ => Ok(frames),
+        _ => features::check_finite(&frames).map_err(|e| Error::file(path, e)).map(|()| frames),
     }
 }
 
@@ -361,18 +405,51 @@ fn fields_of(name: &str, pattern: Option<&str>) -> Result<(BTreeMap<String, Stri
     Ok((fields, kind.join("_")))
 }
 
-/// A text with left and right exchanged.
+/// What a word of sides is in the mirror.
+fn other_side(word: &str) -> Option<&'static str> {
+    Some(match word {
+        "left" => "right",
+        "right" => "left",
+        "leftward" => "rightward",
+        "rightward" => "leftward",
+        "leftwards" => "rightwards",
+        "rightwards" => "leftwards",
+        "clockwise" => "counterclockwise",
+        "counterclockwise" | "anticlockwise" => "clockwise",
+        _ => return None,
+    })
+}
+
+/// A text with left and right exchanged, and the two ways round, where they are words of their own: `upright` stays.
 fn exchange_sides(text: &str) -> String {
-    text.replace("left", "\u{1}").replace("right", "left").replace('\u{1}', "right")
+    let letters: Vec<char> = text.chars().collect();
+    let one_word = |a: &char, b: &char| {
+        a.is_alphabetic() && b.is_alphabetic() && !(a.is_lowercase() && b.is_uppercase())
+    };
+    let mut words: Vec<String> = Vec::new();
+    for word in letters.chunk_by(one_word) {
+        let word: String = word.iter().collect();
+        let counter = |at: usize| matches!(words[at].to_lowercase().as_str(), "counter" | "anti");
+        match (words.len().checked_sub(2), other_side(&word.to_lowercase())) {
+            // "counter-clockwise", "anti clockwise"
+            (Some(at), Some("counterclockwise")) if counter(at) => words.splice(at.., [word]).for_each(drop),
+            (_, Some(other)) if word.starts_with(char::is_uppercase) => {
+                words.push(other[..1].to_uppercase() + &other[1..]);
+            }
+            (_, Some(other)) => words.push(other.to_string()),
+            (_, None) => words.push(word),
+        }
+    }
+    words.concat()
 }
 
 /// The mirror image of a pose.
 pub fn mirror(pose: &Pose) -> Pose {
-    std::array::from_fn(|j| {
-        let other = exchange_sides(NAMES[j]);
-        let j = (0..N_JOINTS).find(|&k| NAMES[k] == other).unwrap_or(j);
-        [-pose[j][0], pose[j][1], pose[j][2]]
-    })
+    static OTHERS: LazyLock<[usize; N_JOINTS]> = LazyLock::new(|| {
+        let place = |name: &str| NAMES.iter().position(|&other| other == exchange_sides(name));
+        std::array::from_fn(|j| place(NAMES[j]).unwrap_or(j))
+    });
+    OTHERS.map(|j| [-pose[j][0], pose[j][1], pose[j][2]])
 }
 
 /// Mean and spread of each feature; the spread is averaged over each kind of feature, as upstream does.
@@ -411,9 +488,14 @@ impl Standard {
     /// Features from standardised ones.
     ///
     /// # Errors
-    /// A number of values that makes no whole frames.
+    /// A number of values that makes no whole frames, or values that are not finite.
     pub fn inverse(&self, values: &[f32]) -> Result<Vec<Frame>> {
         let mut frames = features::frames_of(values)?;
+        features::check_finite(&frames).map_err(|e| {
+            Error::Motion(format!(
+                "what the model makes is no motion: {e}; guidance nearer to 1 keeps numbers small"
+            ))
+        })?;
         for frame in &mut frames {
             for (i, x) in frame.iter_mut().enumerate() {
                 *x = *x * f64::from(self.std[i]) + f64::from(self.mean[i]);
@@ -450,7 +532,46 @@ mod tests {
         let pose: Pose = std::array::from_fn(|j| [j as f64, 1.0, 2.0 * j as f64]);
         assert_eq!(mirror(&mirror(&pose)), pose);
         assert_eq!(mirror(&pose)[1], [-2.0, 1.0, 4.0]);
-        assert_eq!(exchange_sides("wave-left-hand, then right"), "wave-right-hand, then left");
+    }
+
+    #[test]
+    fn sides_are_exchanged_in_whole_words() {
+        for (text, mirrored) in [
+            ("wave-left-hand, then right", "wave-right-hand, then left"),
+            ("stand upright_left", "stand upright_right"),
+            ("Left of turnRight, leftwards", "Right of turnLeft, rightwards"),
+            ("turns clockwise", "turns counterclockwise"),
+            ("anticlockwise, counterclockwise", "clockwise, clockwise"),
+            ("counter-clockwise or Anti clockwise", "clockwise or clockwise"),
+        ] {
+            assert_eq!(exchange_sides(text), mirrored);
+        }
+    }
+
+    /// Clips of these kinds, the first without captions of parts, each other with one more.
+    fn of_kinds(kinds: &[&str], cfg: &SourceConfig) -> MotionData {
+        let walk = MotionData::bundled(cfg).unwrap().clips.swap_remove(0);
+        let poses = features::to_poses(&walk.frames);
+        let clip = |(i, kind): (usize, &&str)| Loaded {
+            name: format!("{kind}_{i}"),
+            fields: BTreeMap::from([("content".to_string(), kind.to_string())]),
+            kind: kind.to_string(),
+            captions: Vec::new(),
+            of_parts: i,
+            poses: poses.clone(),
+        };
+        MotionData::new(kinds.iter().enumerate().map(clip).collect(), cfg).unwrap()
+    }
+
+    #[test]
+    fn no_label_loses_its_last_clip_to_validation() {
+        let cfg = SourceConfig { valid_every: 2, hold_out_every: 0, ..SourceConfig::default() };
+        let data = of_kinds(&["run", "walk", "jump", "jump"], &cfg);
+        let roles: Vec<Role> = data.clips.iter().map(|clip| clip.role).collect();
+        assert_eq!(roles, [Role::Train, Role::Train, Role::Train, Role::Valid]);
+        let every = SourceConfig { valid_every: 1, ..cfg };
+        assert_eq!(of_kinds(&["run", "run", "run"], &every).of_role(Role::Train).len(), 1);
+        assert_eq!(data.skipped, ["6 captions with times: they tell of parts of clips"]);
     }
 
     #[test]

@@ -169,6 +169,19 @@ pub fn frames_of(values: &[f32]) -> Result<Vec<Frame>> {
     Ok(chunks.map(|chunk| std::array::from_fn(|i| f64::from(chunk[i]))).collect())
 }
 
+/// Refuses numbers that are not finite.
+///
+/// # Errors
+/// The first frame that has one.
+pub fn check_finite(frames: &[Frame]) -> Result<()> {
+    for (i, frame) in frames.iter().enumerate() {
+        if let Some(x) = frame.iter().find(|x| !x.is_finite()) {
+            return Err(Error::Motion(format!("frame {} holds {x}", i + 1)));
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,12 +4,13 @@
 //! their directions and take the lengths of one reference skeleton, so units and sizes of the source do not matter.
 
 use crate::features::{FPS, canonical};
+use crate::formats::FRAME_TIMES;
 use crate::quaternion::{Vec3, add, scale};
 use crate::skeleton::{Bones, N_JOINTS, NAMES, Pose};
 use crate::{Error, Result};
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Places of named joints over time.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,22 +64,40 @@ const BUNDLED: [(&str, &str); 3] = [
 ];
 
 impl SkeletonMap {
-    /// A map that comes with the crate, or one in a file.
+    /// A map that comes with the crate, by name, one in a file, or one that is given by its text.
     ///
     /// # Errors
-    /// A name that is neither, a file that is no map, or a map that lacks a joint.
-    pub fn open(name_or_path: &str) -> Result<Self> {
-        match BUNDLED.iter().find(|(name, _)| *name == name_or_path) {
-            Some((name, text)) => Self::parse(text, Path::new(name)),
-            None if Path::new(name_or_path).exists() => {
-                let path = Path::new(name_or_path);
-                Self::parse(&crate::formats::read_text(path)?, path)
-            }
-            None => {
-                let known = BUNDLED.map(|(name, _)| name).join(", ");
-                Err(Error::Motion(format!("{name_or_path} is no map file, and none of {known}")))
-            }
+    /// A name that is neither, a text that is no map, or a map that lacks a joint.
+    pub fn open(map: &str) -> Result<Self> {
+        let (text, path) = Self::find(map)?;
+        Self::parse(&text, &path)
+    }
+
+    /// A map for [`open`](Self::open) that needs no file: the name of one of the crate's, or the text of another.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    pub fn without_file(map: &str) -> Result<String> {
+        let (text, path) = Self::find(map)?;
+        Self::parse(&text, &path)?;
+        let bundled = BUNDLED.iter().any(|(name, _)| *name == map);
+        Ok(if bundled { map.to_string() } else { text })
+    }
+
+    /// A map's text, and what it is called in errors.
+    fn find(map: &str) -> Result<(String, PathBuf)> {
+        if let Some((name, text)) = BUNDLED.iter().find(|(name, _)| *name == map) {
+            return Ok((text.to_string(), name.into()));
         }
+        if map.trim_start().starts_with('{') {
+            return Ok((map.to_string(), "skeleton map".into()));
+        }
+        let path = PathBuf::from(map);
+        if !path.exists() {
+            let known = BUNDLED.map(|(name, _)| name).join(", ");
+            return Err(Error::Motion(format!("{map} is no map file, and none of {known}")));
+        }
+        Ok((crate::formats::read_text(&path)?, path))
     }
 
     /// The first map of the crate that knows all that it needs among `names`.
@@ -148,7 +167,8 @@ impl SkeletonMap {
     /// Joints that the source lacks, fewer than two frames, or poses without extent.
     pub fn retarget(&self, motion: &NamedMotion) -> Result<Vec<Pose>> {
         let poses = self.poses(motion)?;
-        let leg = poses.first().map_or(0.0, |pose| Bones::of(pose).leg());
+        let first = poses.first().ok_or_else(|| Error::Motion("the motion has no frames".into()))?;
+        let leg = Bones::of(first).leg();
         if !(leg > 0.0 && leg.is_finite()) {
             return Err(Error::Motion(format!("the legs of the first frame are {leg} long")));
         }
@@ -160,10 +180,11 @@ impl SkeletonMap {
 /// Poses at another rate, by cubic interpolation (Catmull and Rom).
 ///
 /// # Errors
-/// A rate that is not above 0.
+/// A rate outside of 1 to 10 000.
 pub fn resample(poses: &[Pose], from: f64, to: f64) -> Result<Vec<Pose>> {
-    if !(from > 0.0 && to > 0.0 && from.is_finite() && to.is_finite()) {
-        return Err(Error::Motion(format!("cannot go from {from} to {to} frames a second")));
+    if [from, to].iter().any(|rate| !FRAME_TIMES.contains(&rate.recip())) {
+        let message = format!("cannot go from {from} to {to} frames a second, expected 1 to 10000");
+        return Err(Error::Motion(message));
     }
     let Some(last) = poses.len().checked_sub(1) else { return Ok(Vec::new()) };
     let count = (last as f64 / from * to + 1e-9).floor() as usize + 1;
@@ -208,6 +229,18 @@ mod tests {
     }
 
     #[test]
+    fn a_map_in_a_file_is_kept_by_its_text() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("map.json");
+        std::fs::write(&file, BUNDLED[0].1).unwrap();
+        let kept = SkeletonMap::without_file(file.to_str().unwrap()).unwrap();
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(SkeletonMap::open(&kept).unwrap().map, SkeletonMap::open(BUNDLED[0].0).unwrap().map);
+        assert_eq!(SkeletonMap::without_file("deepmimic").unwrap(), "deepmimic");
+        assert!(SkeletonMap::without_file(file.to_str().unwrap()).is_err());
+    }
+
+    #[test]
     fn resampling_keeps_frames_that_both_rates_share_and_parabolas() {
         let pose = |i: usize| [[i as f64, (i * i) as f64, 0.0]; N_JOINTS];
         let poses: Vec<Pose> = (0..10).map(pose).collect();
@@ -221,7 +254,9 @@ mod tests {
             }
         }
         assert_eq!(resample(&poses, 20.0, 20.0).unwrap(), poses);
-        assert!(resample(&poses, 0.0, 20.0).is_err());
+        for rate in [0.0, 1e-300, 1e300, f64::NAN] {
+            assert!(resample(&poses, rate, 20.0).is_err(), "{rate}");
+        }
     }
 
     #[test]

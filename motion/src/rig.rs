@@ -57,10 +57,13 @@ const ENDS: [(usize, Vec3); 5] = [
 /// # Panics
 /// Without any pose.
 pub fn to_bvh(poses: &[Pose], fps: f64, unit: f64) -> Bvh {
-    let offsets = offsets(poses);
+    with_offsets(poses, &offsets(poses.iter()), fps, unit)
+}
+
+fn with_offsets(poses: &[Pose], offsets: &Pose, fps: f64, unit: f64) -> Bvh {
     let mut before = [[0.0; 3]; N_JOINTS];
     let frames = poses.iter().map(|pose| {
-        let rotations = local_rotations(pose, &offsets);
+        let rotations = local_rotations(pose, offsets);
         let mut frame = Vec::with_capacity(3 + 3 * N_JOINTS);
         frame.extend(scale(pose[0], unit));
         for joint in ORDER {
@@ -84,11 +87,11 @@ pub fn to_bvh(poses: &[Pose], fps: f64, unit: f64) -> Bvh {
 }
 
 /// Rest offsets of the joints. Bones that go out from one joint are rigid to each other: they rest in their mean place.
-fn offsets(poses: &[Pose]) -> Pose {
+fn offsets<'a>(poses: impl Iterator<Item = &'a Pose> + Clone) -> Pose {
     let mut offsets: Pose = std::array::from_fn(|j| scale(normalize(REST[j]), Bones::REFERENCE.length(j)));
     for fork in FORKS {
         for &child in &fork[1..] {
-            let sum = poses.iter().fold([0.0; 3], |sum, pose| {
+            let sum = poses.clone().fold([0.0; 3], |sum, pose| {
                 let bone = normalize(sub(pose[child], pose[fork[0]]));
                 add(sum, apply(transpose(fork_frame(pose, fork)), bone))
             });
@@ -161,7 +164,13 @@ pub fn poses_of(bvh: &Bvh, unit: f64) -> Vec<Pose> {
     (0..bvh.frames.len()).map(pose).collect()
 }
 
-/// Poses with the bones of the rig: constant lengths, rigid pelvis and chest. What is shown and written.
-pub fn rigid(poses: &[Pose]) -> Vec<Pose> {
-    if poses.is_empty() { Vec::new() } else { poses_of(&to_bvh(poses, crate::features::FPS, 1.0), 1.0) }
+/// Poses with the bones of the rig: constant lengths, rigid pelvis and chest. What is shown and written. Poses that are
+/// `kept` come out as they are, if they have such bones: then theirs are the ones that all get.
+pub fn rigid(poses: &[Pose], kept: &[bool]) -> Vec<Pose> {
+    if poses.is_empty() {
+        return Vec::new();
+    }
+    let own = || poses.iter().zip(kept).filter(|(_, kept)| **kept).map(|(pose, _)| pose);
+    let offsets = if kept.contains(&true) { offsets(own()) } else { offsets(poses.iter()) };
+    poses_of(&with_offsets(poses, &offsets, crate::features::FPS, 1.0), 1.0)
 }

@@ -10,7 +10,7 @@ use crate::config::MotionConfig;
 use crate::dataset::{LabelGroup, Standard};
 use crate::diffusion::{Diffusion, Sampler};
 use crate::features::Frame;
-use crate::models::{Denoiser, Evaluator, EvaluatorConfig, MotionVae};
+use crate::models::{Denoiser, Evaluator, EvaluatorConfig, MotionVae, VaeConfig};
 use crate::tasks::{Motions, StoredDenoiser};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -70,7 +70,7 @@ impl Shared {
     /// The labels that a text asks for: values of any groups, separated by `/`, each in the group that has it.
     ///
     /// # Errors
-    /// A value that no group has.
+    /// A value that no group has, or a second one of a group.
     pub fn labels(&self, text: &str) -> Result<Vec<Option<usize>>> {
         let mut labels = vec![None; self.groups.len()];
         for value in text.split('/').map(str::trim).filter(|value| !value.is_empty()) {
@@ -80,6 +80,12 @@ impl Shared {
                 labels[i].is_none().then_some((i, id))
             });
             let Some((group, id)) = place else {
+                if let Some(group) = self.groups.iter().find(|group| group.values.iter().any(|v| v == value))
+                {
+                    let message =
+                        format!("{text:?} asks for more than one {}, the last is {value:?}", group.name);
+                    return Err(Error::Motion(message));
+                }
                 let known = self.groups.iter().map(|g| format!("{}: {}", g.name, g.values.join(", ")));
                 let known = known.collect::<Vec<_>>().join("; ");
                 return Err(Error::Motion(format!("no label is called {value:?}; there are {known}")));
@@ -108,6 +114,20 @@ pub fn open_model<C: DeserializeOwned, M>(
     let model = build(&cfg, &params.builder()).map_err(|e| Error::file(dir, e))?;
     params.check().map_err(|e| Error::file(dir, e))?;
     Ok((cfg, model))
+}
+
+/// The longest motion that a run's VAE knows, in frames; none without a VAE.
+///
+/// # Errors
+/// A config that is none.
+pub fn longest_of_latents(dir: &Path) -> Result<Option<usize>> {
+    let path = dir.join(VAE).join(checkpoint::CONFIG);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = crate::formats::read_text(&path)?;
+    let cfg: VaeConfig = serde_json::from_str(&text).map_err(|e| Error::file(&path, e))?;
+    Ok(Some(cfg.max_frames))
 }
 
 /// The evaluator of a run.

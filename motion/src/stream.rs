@@ -86,7 +86,7 @@ impl StreamGenerator {
     /// is told after each chunk how many frames are there, and says whether to go on; none if it says no.
     ///
     /// # Errors
-    /// No pieces, two made of nothing, or what cannot be asked of this run.
+    /// No pieces, one to make without frames, or what cannot be asked of this run.
     pub fn generate(
         &self,
         pieces: &[Piece],
@@ -94,7 +94,8 @@ impl StreamGenerator {
         options: &SampleOptions,
         mut seen: impl FnMut(usize) -> bool,
     ) -> Result<Option<Vec<Vec<Frame>>>> {
-        if pieces.iter().all(Piece::is_empty) || count == 0 {
+        let idle = |piece: &Piece| matches!(piece, Piece::Make { frames: 0, .. });
+        if pieces.iter().all(Piece::is_empty) || pieces.iter().any(idle) || count == 0 {
             return Err(Error::Motion("a motion needs frames to keep or to make".into()));
         }
         let mut stream = self.start(count, options)?;

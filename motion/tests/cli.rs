@@ -3,10 +3,13 @@
 
 mod tiny_clip;
 
+use mamba_motion::dataset::{MotionData, SourceConfig, frames_of_file};
 use mamba_motion::formats::bvh::Bvh;
 use mamba_motion::formats::humanml3d;
+use mamba_motion::{features, rig};
 use serde_json::Value;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// Exit code, stdout, stderr.
 fn motion(args: &str) -> (i32, String, String) {
@@ -115,12 +118,65 @@ fn a_finished_training_is_left_alone_and_another_is_refused() {
         code == 1 && stderr.contains("already holds a run") && stderr.contains("hint: --resume"),
         "{stderr}"
     );
-    train(&run, "--resume");
+    let (code, _, stderr) = motion(&format!("train --out {} --resume", run.display()));
+    assert!(
+        code == 0 && stderr.contains("vae: finished, left as it is"),
+        "the settings are the run's: {stderr}"
+    );
     let same = |run: &Path| std::fs::read(run.join("denoiser/model.safetensors")).unwrap() == weights;
     assert!(same(&run));
     let again = folder.path().join("again");
     train(&again, "");
     assert!(same(&again), "a seed gives one training");
+
+    let shared = std::fs::read(run.join("motion.json")).unwrap();
+    for (flags, message) in [
+        ("--set vae.latent_dim=32", "vae.latent_dim is 16 in the saved run, 32 now"),
+        ("--preset small", "vae.n_layer is 2 in the saved run, 3 now"),
+        ("--set train_vae.learning_rate=0.5", "train_vae.learning_rate is 0.001 in the saved run, 0.5 now"),
+    ] {
+        let (code, _, stderr) = motion(&format!("train --out {} --resume {flags}", run.display()));
+        assert!(code == 1 && stderr.contains(message), "{flags}: {stderr}");
+    }
+    assert_eq!(std::fs::read(run.join("motion.json")).unwrap(), shared);
+    // Settings of parts that are not there yet are free.
+    train(&run, "--resume --parts stream --set stream.n_layer=1");
+    std::fs::write(run.join("motion.json"), "{").unwrap();
+    let (code, _, stderr) = motion(&format!("train --out {} --resume", run.display()));
+    assert!(code == 1 && stderr.contains("motion.json: "), "{stderr}");
+}
+
+#[test]
+fn parts_that_ended_by_time_or_get_more_steps_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let steps = |part: &str| -> (u64, String) {
+        let info = std::fs::read_to_string(run.join(part).join("run.json")).unwrap();
+        let info: Value = serde_json::from_str(&info).unwrap();
+        (info["steps"].as_u64().unwrap(), info["outcome"].as_str().unwrap().to_string())
+    };
+    train(&run, "--parts vae,stream --minutes 0");
+    assert_eq!((steps("vae"), steps("stream")), ((0, "TimeLimit".into()), (0, "TimeLimit".into())));
+    train(&run, "--parts vae,denoiser,stream --resume");
+    for part in ["vae", "denoiser", "stream"] {
+        assert_eq!(steps(part), (3, "Completed".into()), "{part}");
+    }
+    // More steps of the VAE make other latents.
+    let more = format!("train --out {} --resume --set train_vae.steps=5 --parts vae", run.display());
+    let (code, _, stderr) = motion(&more);
+    assert!(code == 0 && stderr.contains("denoiser: has to start anew, for the vae goes on"), "{stderr}");
+    assert_eq!(steps("vae"), (5, "Completed".into()));
+    assert!(!run.join("denoiser").exists() && run.join("denoiser.old/model.safetensors").exists());
+    let (code, _, stderr) = motion(&format!("train --out {} --resume", run.display()));
+    assert!(code == 0 && stderr.contains("vae: finished"), "{stderr}");
+    assert_eq!(steps("denoiser"), (3, "Completed".into()));
+
+    std::fs::remove_file(run.join("vae/model.safetensors")).unwrap();
+    let (code, stdout, stderr) = motion(&format!("info {}", run.display()));
+    assert!(code == 0 && stdout.contains("no weights yet, 5 steps, Completed"), "{stdout}{stderr}");
+    let only = folder.path().join("only");
+    let (code, _, stderr) = motion(&format!("train --out {} --parts vae --minutes 0", only.display()));
+    assert!(code == 0 && !stderr.contains("next:"), "{stderr}");
 }
 
 #[test]
@@ -254,8 +310,26 @@ fn long_motion_is_made_continued_filled_in_and_searched() {
         assert!((0.0..=1.0).contains(&grounding[figure]["mean"].as_f64().unwrap()), "{figure}: {figures}");
     }
 
+    let no_frames = folder.path().join("empty.bvh");
+    rig::to_bvh(&[], features::FPS, 1.0).write(&no_frames).unwrap();
+    // The same label twice makes two motions.
+    let line = ok(&format!("{generate} --label walk --label walk --length 1"));
+    assert!(line.contains("/walk_00.bvh") && line.contains("/walk_2_00.bvh"), "{line}");
+    assert_eq!(features("walk_2_00").len(), 20 * 263);
+
     let run = run.display();
     for (args, code, message) in [
+        (format!("generate --checkpoint {run} --label walk --guidance nan"), 2, "expected a finite number"),
+        (format!("{generate} --label walk --guidance 1e40"), 1, "frame 1 holds NaN"),
+        (format!("generate --checkpoint {run} --label walk/walk"), 2, "asks for more than one content"),
+        (format!("generate --checkpoint {run} --label walk --compare no.bvh"), 1, "cannot read no.bvh"),
+        (format!("generate --checkpoint {run} --label walk --out {kick}/x"), 1, "cannot write"),
+        (
+            format!("generate --checkpoint {run} --continue {kick} --label walk --length 0.01"),
+            2,
+            "--length is 0.01 s, less than a frame; one lasts 0.05 s",
+        ),
+        (format!("generate --checkpoint {run} --script walk:1;kick:0.01"), 2, "\"kick:0.01\" is 0.01 s"),
         (
             format!("generate --checkpoint {run} --network denoiser"),
             2,
@@ -270,6 +344,11 @@ fn long_motion_is_made_continued_filled_in_and_searched() {
             "\"5-9\" is no part of a motion of 3 s",
         ),
         (format!("generate --checkpoint {run} --continue nowhere.bvh"), 1, "cannot read nowhere.bvh"),
+        (
+            format!("generate --checkpoint {run} --continue {}", no_frames.display()),
+            1,
+            "the motion has no frames",
+        ),
         (format!("ground {kick} --checkpoint {run} --label fly"), 2, "no label is called \"fly\""),
         (format!("ground {kick} --checkpoint {}", folder.path().display()), 2, "--text"),
     ] {
@@ -326,4 +405,67 @@ fn a_reader_that_goes_away_is_no_error() {
         let output = program.args(command.split_whitespace()).stdout(writer).output().unwrap();
         assert!(output.status.success() && output.stderr.is_empty(), "{command}: {output:?}");
     }
+}
+
+/// Writes two of the bundled clips, of which one has no style.
+fn write_clips(folder: &Path) {
+    std::fs::create_dir_all(folder).unwrap();
+    let data = MotionData::bundled(&SourceConfig::default()).unwrap();
+    for (name, file) in [("walk", "walk_01.bvh"), ("kick", "dataset-2_kick_happy_001.bvh")] {
+        let clip = data.clips.iter().find(|clip| clip.name == name).unwrap();
+        rig::to_bvh(&features::to_poses(&clip.frames), features::FPS, 100.0)
+            .write(folder.join(file))
+            .unwrap();
+    }
+}
+
+#[test]
+fn a_run_needs_its_map_file_no_more_and_keeps_the_joints_of_kept_frames() {
+    let folder = tempfile::tempdir().unwrap();
+    let [clips, map, run, out] = ["clips", "map.json", "run", "out"].map(|name| folder.path().join(name));
+    write_clips(&clips);
+    std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/skeletons/humanml3d.json"), &map).unwrap();
+    let data = format!("train {} --out {}", clips.display(), run.display());
+    let quick = QUICK.replace("--quiet", "--preset tiny");
+    let first = format!("{data} {quick} --set source.skeleton={}", map.display());
+    let (code, _, stderr) = motion(&format!("{first} --parts evaluator,vae"));
+    assert!(code == 2 && stderr.contains("needs a label of each group: walk_01 has no style"), "{stderr}");
+    assert!(!run.exists(), "nothing is left behind");
+    let (code, _, stderr) = motion(&first);
+    assert!(code == 0 && stderr.contains("evaluator: left out"), "{stderr}");
+    assert!(!run.join("evaluator").exists() && !stderr.contains("mamba-motion eval"), "{stderr}");
+    std::fs::remove_file(&map).unwrap();
+    let (code, _, stderr) = motion(&format!("{data} --parts stream --resume"));
+    assert_eq!(code, 0, "{stderr}");
+
+    let walk = clips.join("walk_01.bvh");
+    let generate = format!("generate --checkpoint {} --out {}", run.display(), out.display());
+    let (code, _, stderr) =
+        motion(&format!("{generate} --continue {0} --compare {0} --steps 3 --length 3", walk.display()));
+    assert_eq!(code, 0, "{stderr}");
+    let given = features::to_poses(&frames_of_file(&walk, None).unwrap());
+    let made = humanml3d::read_joints(out.join("walk_01_any_00.npy")).unwrap();
+    let far = given.iter().flatten().flatten().zip(made.iter().flatten().flatten());
+    let far = far.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    assert!(made.len() == given.len() + 60 && far < 1e-3, "{far}");
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_generation_says_that_nothing_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let [run, out] = ["run", "out"].map(|name| folder.path().join(name));
+    train(&run, "--parts stream");
+    let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_mamba-motion"));
+    program.args(["generate", "--steps", "3", "--length", "3600", "--checkpoint"]).arg(&run);
+    let child = program.arg("--out").arg(&out).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    // Signals are heard before the folder is made.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !out.exists() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(130) && stderr.contains("nothing is written"), "{stderr}");
 }

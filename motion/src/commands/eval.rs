@@ -52,7 +52,7 @@ pub(crate) struct Args {
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Sampling {
     /// Scale of the classifier-free guidance; 1 for none
-    #[arg(long, value_name = "SCALE", default_value_t = 2.0)]
+    #[arg(long, value_name = "SCALE", default_value_t = 2.0, value_parser = finite)]
     guidance: f64,
 
     /// Denoising steps: a number, "10,15,20" for parts of the schedule, or "ddim50" for a fixed stride
@@ -66,6 +66,11 @@ pub(crate) struct Sampling {
     /// Seed of the noise
     #[arg(long, value_name = "SEED", default_value_t = 0)]
     seed: u64,
+}
+
+fn finite(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|x: &f64| x.is_finite());
+    number.ok_or_else(|| "expected a finite number".into())
 }
 
 impl Sampling {

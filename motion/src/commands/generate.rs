@@ -6,15 +6,16 @@ use candle_core::Device;
 use mamba_core::cli::{CommonArgs, Format, HintExt, INTERRUPTED};
 use mamba_core::train::Stop;
 use mamba_motion::conditions::Asked;
-use mamba_motion::dataset::{frames_of_file, poses_of_bvh};
+use mamba_motion::dataset::{frames_of_file, poses_beside};
 use mamba_motion::features::{self, FPS, Frame};
 use mamba_motion::formats::humanml3d::values_of;
 use mamba_motion::formats::npy::{self, Array};
-use mamba_motion::run::{DENOISER, Generator, PEER, Request, STREAM, Shared};
+use mamba_motion::run::{DENOISER, Generator, PEER, Request, STREAM, Shared, longest_of_latents};
 use mamba_motion::skeleton::{N_JOINTS, Pose};
 use mamba_motion::stream::{Piece, StreamGenerator, land};
 use mamba_motion::viewer::{self, Named};
 use mamba_motion::{cleanup, picture, rig};
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -76,7 +77,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR", default_value = "motion")]
     out: PathBuf,
 
-    /// Also show this BVH file in the page and the pictures; repeatable
+    /// Also show this BVH file in the page and the pictures, by the training's skeleton map if it fits; repeatable
     #[arg(long, value_name = "FILE")]
     compare: Vec<PathBuf>,
 
@@ -117,15 +118,20 @@ fn usage(message: String) -> mamba_core::Error {
 
 /// Longest motion, in seconds.
 const LONGEST: f64 = 3600.0;
+/// The page in --out.
+const PAGE: &str = "view.html";
 /// Seconds that the animation shows.
 const SHOWN: f64 = 20.0;
 
 impl Args {
     /// Frames of so many seconds.
     fn frames(what: &str, seconds: f64) -> Result<usize, mamba_core::Error> {
-        match seconds > 0.0 && seconds <= LONGEST {
-            true => Ok((seconds * FPS).round() as usize),
-            false => Err(usage(format!("{what} is {seconds}, expected seconds above 0, at most {LONGEST}"))),
+        if !(seconds > 0.0 && seconds <= LONGEST) {
+            return Err(usage(format!("{what} is {seconds}, expected seconds above 0, at most {LONGEST}")));
+        }
+        match (seconds * FPS).round() as usize {
+            0 => Err(usage(format!("{what} is {seconds} s, less than a frame; one lasts {} s", 1.0 / FPS))),
+            frames => Ok(frames),
         }
     }
 
@@ -191,6 +197,25 @@ fn file_name(text: &str) -> String {
     if words.is_empty() { "text".into() } else { words.join("_") }
 }
 
+/// Longest name of a motion, in bytes: what its files' names add to it has room in any file system.
+const LONGEST_NAME: usize = 80;
+
+/// Cuts names that are too long, and numbers those that are there already, so that no motion takes another's files.
+fn tell_apart<'a>(names: impl Iterator<Item = &'a mut String>) {
+    let mut taken = BTreeSet::new();
+    for name in names {
+        name.truncate(name.floor_char_boundary(LONGEST_NAME));
+        let first = name.clone();
+        // Where file systems do not tell capitals, names must not either.
+        for number in 2.. {
+            if taken.insert(name.to_lowercase()) {
+                break;
+            }
+            *name = format!("{first}_{number}");
+        }
+    }
+}
+
 fn stem(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
@@ -204,6 +229,9 @@ fn kept_frames(ranges: &str, n: usize) -> Result<Vec<bool>, mamba_core::Error> {
         match ends.as_deref() {
             Some(&[from, to]) if from >= 0.0 && from < to && from < seconds => {
                 let (from, to) = ((from * FPS).round() as usize, ((to * FPS).round() as usize).min(n));
+                if from >= to {
+                    return Err(usage(format!("--keep: {range:?} is less than a frame, {} s", 1.0 / FPS)));
+                }
                 kept[from..to].fill(true);
             }
             _ => {
@@ -230,7 +258,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let has = |network: &str| args.checkpoint.join(network).is_dir();
     let only_stream =
         args.script.is_some() || args.go_on.is_some() || args.between.is_some() || args.fill.is_some();
-    let long = frames > shared.config.vae.max_frames && has(STREAM);
+    let longest = longest_of_latents(&args.checkpoint)?;
+    let long = longest.is_some_and(|longest| frames > longest) && has(STREAM);
     let network = match &args.network {
         Some(name) if only_stream && name != STREAM => {
             let message =
@@ -248,15 +277,37 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         let message = format!("{} has no {network}", args.checkpoint.display());
         return Err(usage(message)).hint(format!("train --parts {network} --resume adds it to the run"));
     }
+    // Latents are sampled at once: a signal ends the process then, and nothing is written.
+    let stop = if network == STREAM { Stop::on_signals()? } else { Stop::new() };
+    let compared = compared(&args, &shared)?;
     let made = match network {
-        STREAM => match by_stream(&args, frames, &device)? {
-            Some(made) => made,
-            None => return Ok(ExitCode::from(INTERRUPTED)),
-        },
+        STREAM => by_stream(&args, frames, &device, &stop)?,
         _ => by_latents(&args, network, frames, &device)?,
     };
-    write(&args, &made)?;
+    if stop.requested() && made.is_empty() {
+        eprintln!("interrupted before a motion was finished: nothing is written");
+        return Ok(ExitCode::from(INTERRUPTED));
+    }
+    write(&args, &made, compared)?;
+    if stop.requested() {
+        eprintln!("interrupted: {} motions are written, the rest is not made", made.len());
+        return Ok(ExitCode::from(INTERRUPTED));
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Makes the folder for the files. One that takes none says so before anything is sampled.
+fn make_room(args: &Args) -> Result<()> {
+    let not_made = |source| mamba_motion::Error::Write { path: args.out.clone(), source };
+    std::fs::create_dir_all(&args.out).map_err(not_made)?;
+    drop(mamba_datasets::AtomicFile::create(args.out.join(PAGE))?);
+    Ok(())
+}
+
+/// The files to show beside what is made.
+fn compared(args: &Args, shared: &Shared) -> mamba_motion::Result<Vec<(String, Vec<Pose>)>> {
+    let skeleton = shared.config.source.skeleton.as_deref();
+    args.compare.iter().map(|path| Ok((stem(path), poses_beside(path, skeleton)?))).collect()
 }
 
 /// Motions from latents, at once.
@@ -270,19 +321,22 @@ fn by_latents(args: &Args, network: &str, frames: usize, device: &Device) -> Res
         return Err(usage(message)).hint("a run with --parts stream makes motion of any length");
     }
     let (mut requests, mut names) = (Vec::new(), Vec::new());
-    for (name, asked) in args.asked(generator.shared())? {
+    let mut all = args.asked(generator.shared())?;
+    tell_apart(all.iter_mut().map(|(name, _)| name));
+    for (name, asked) in all {
         for i in 0..args.count {
             requests.push(Request { asked: asked.clone(), frames });
             names.push(format!("{name}_{i:02}"));
         }
     }
+    make_room(args)?;
     let motions = generator.generate(&requests, &args.sampling.options())?;
     let made = |(name, frames): (String, Vec<Frame>)| Made { name, kept: vec![false; frames.len()], frames };
     Ok(names.into_iter().zip(motions).map(made).collect())
 }
 
-/// Motions chunk by chunk; none if interrupted.
-fn by_stream(args: &Args, frames: usize, device: &Device) -> Result<Option<Vec<Made>>> {
+/// Motions chunk by chunk; those that were finished if interrupted.
+fn by_stream(args: &Args, frames: usize, device: &Device, stop: &Stop) -> Result<Vec<Made>> {
     let generator = StreamGenerator::open(&args.checkpoint, args.text_encoder.as_deref(), device)?;
     let shared = generator.shared();
     let read = |path: &Path| frames_of_file(path, shared.config.source.skeleton.as_deref());
@@ -332,7 +386,8 @@ fn by_stream(args: &Args, frames: usize, device: &Device) -> Result<Option<Vec<M
         }
     }
 
-    let stop = Stop::on_signals()?;
+    tell_apart(jobs.iter_mut().map(|(name, _)| name));
+    make_room(args)?;
     let total: usize = jobs.iter().flat_map(|(_, pieces)| pieces).map(Piece::len).sum();
     let mut progress = args.common.progress(Some(total as u64), "frames");
     let mut made = Vec::new();
@@ -345,8 +400,7 @@ fn by_stream(args: &Args, frames: usize, device: &Device) -> Result<Option<Vec<M
         };
         let options = args.sampling.options();
         let Some(motions) = generator.generate(&pieces, args.count as usize, &options, &mut seen)? else {
-            progress.finish();
-            return Ok(None);
+            break;
         };
         let kept: Vec<bool> =
             pieces.iter().flat_map(|piece| vec![matches!(piece, Piece::Keep(_)); piece.len()]).collect();
@@ -358,12 +412,11 @@ fn by_stream(args: &Args, frames: usize, device: &Device) -> Result<Option<Vec<M
         }
     }
     progress.finish();
-    Ok(Some(made))
+    Ok(made)
 }
 
 /// Writes the files of all motions, page and pictures.
-fn write(args: &Args, made: &[Made]) -> Result<()> {
-    std::fs::create_dir_all(&args.out)?;
+fn write(args: &Args, made: &[Made], compared: Vec<(String, Vec<Pose>)>) -> Result<()> {
     let mut shown: Vec<(String, Vec<Pose>)> = Vec::new();
     for made in made {
         let poses = write_motion(args, made)?;
@@ -378,11 +431,9 @@ fn write(args: &Args, made: &[Made]) -> Result<()> {
         }
         shown.push((made.name.clone(), poses));
     }
-    for path in &args.compare {
-        shown.push((stem(path), poses_of_bvh(path, None)?));
-    }
+    shown.extend(compared);
     let named: Vec<Named<'_>> = shown.iter().map(|(name, poses)| Named { name, poses }).collect();
-    viewer::write(&args.out.join("view.html"), &named)?;
+    viewer::write(&args.out.join(PAGE), &named)?;
     picture::contact_sheet(&args.out.join("sheet.png"), &named, 10)?;
     let beginning = |(name, poses): &'_ (String, Vec<Pose>)| -> (String, Vec<Pose>) {
         (name.clone(), poses[..poses.len().min((SHOWN * FPS) as usize)].to_vec())
@@ -393,14 +444,14 @@ fn write(args: &Args, made: &[Made]) -> Result<()> {
     if args.common.format == Format::Human && !args.common.quiet {
         let out = args.out.display();
         let seconds = made.first().map_or(0.0, |made| made.frames.len() as f64 / FPS);
-        eprintln!("{} motions of {seconds} s in {out}; open {out}/view.html", made.len());
+        eprintln!("{} motions of {seconds} s in {out}; open {out}/{PAGE}", made.len());
     }
     Ok(())
 }
 
 /// Writes `NAME.bvh`, `NAME.npy` (joints) and `NAME_features.npy`; returns the poses of the rig.
 fn write_motion(args: &Args, Made { name, frames, kept }: &Made) -> Result<Vec<Pose>> {
-    let mut poses = rig::rigid(&features::to_poses(frames));
+    let mut poses = rig::rigid(&features::to_poses(frames), kept);
     if !args.no_cleanup {
         poses = cleanup::still_feet(&poses, frames, kept);
     }
@@ -428,6 +479,7 @@ mod tests {
             ("7-8", "is no part"),
             ("1", "is no part"),
             ("0-5", "leaves nothing to make"),
+            ("1-1.01", "\"1-1.01\" is less than a frame, 0.05 s"),
         ] {
             let error = kept_frames(ranges, 100).unwrap_err().to_string();
             assert!(error.contains(message), "{ranges}: {error}");
@@ -438,5 +490,15 @@ mod tests {
     fn sentences_become_names_of_files() {
         assert_eq!(file_name("A man walks, then/stops."), "A_man_walks_then_stops");
         assert_eq!(file_name("../.."), "text");
+    }
+
+    #[test]
+    fn names_that_agree_are_numbered_and_long_ones_cut() {
+        let mut names: Vec<String> =
+            ["walk", "walk", "walk_2", "Walk", "run"].into_iter().map(str::to_string).collect();
+        names.extend(["ü".repeat(200), "ü".repeat(201)]);
+        tell_apart(names.iter_mut());
+        assert_eq!(names[..5], ["walk", "walk_2", "walk_2_2", "Walk_3", "run"]);
+        assert_eq!(names[5..], ["ü".repeat(40), "ü".repeat(40) + "_2"]);
     }
 }

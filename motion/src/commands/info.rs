@@ -28,7 +28,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let shared = Shared::read(&args.checkpoint).hint("name the --out folder of a training")?;
     let parts = [EVALUATOR, VAE, DENOISER, PEER, STREAM, GROUNDING]
         .into_iter()
-        .filter(|name| args.checkpoint.join(name).join(checkpoint::WEIGHTS).exists())
+        .filter(|name| args.checkpoint.join(name).join(checkpoint::CONFIG).exists())
         .map(|name| Ok((name, part(&args.checkpoint.join(name))?)));
     let parts: Vec<(&str, Value)> = parts.collect::<Result<_>>()?;
     let mut out = std::io::stdout().lock();
@@ -52,22 +52,31 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         writeln!(out, "{:<12} told by {}", "sentences", text.folder.display())?;
     }
     for (name, part) in &parts {
-        let count = part["parameters"].as_u64().unwrap_or(0);
+        let count = match part["parameters"].as_u64() {
+            Some(count) => format!("{} parameters", short(count as f64)),
+            None => "no weights yet".to_string(),
+        };
         let steps = part["run"]["steps"].as_u64().unwrap_or(0);
         let outcome = part["run"]["outcome"].as_str().unwrap_or("not finished");
         let best = match part["best"].as_object() {
             Some(best) => format!(", best {}", Value::Object(best.clone())),
             None => String::new(),
         };
-        writeln!(out, "{name:<12} {} parameters, {steps} steps, {outcome}{best}", short(count as f64))?;
+        writeln!(out, "{name:<12} {count}, {steps} steps, {outcome}{best}")?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Facts of one run folder.
+/// Facts of one run folder; before its first evaluation it has no weights.
 fn part(dir: &Path) -> Result<Value> {
-    let loaded = checkpoint::load_dir(dir)?;
-    let parameters: usize = loaded.tensors.values().map(|tensor| tensor.elem_count()).sum();
+    let (parameters, config) = match dir.join(checkpoint::WEIGHTS).exists() {
+        true => {
+            let loaded = checkpoint::load_dir(dir)?;
+            let count: usize = loaded.tensors.values().map(|tensor| tensor.elem_count()).sum();
+            (Some(count), loaded.config)
+        }
+        false => (None, checkpoint::read_json(&dir.join(checkpoint::CONFIG))?),
+    };
     let run: Option<RunInfo> = match std::fs::read(dir.join("run.json")) {
         Ok(text) => Some(serde_json::from_slice(&text).map_err(|e| mamba_core::Error::RunFolder {
             path: dir.join("run.json"),
@@ -84,5 +93,5 @@ fn part(dir: &Path) -> Result<Value> {
         }),
         false => None,
     };
-    Ok(json!({ "parameters": parameters, "config": loaded.config, "run": run, "best": best }))
+    Ok(json!({ "parameters": parameters, "config": config, "run": run, "best": best }))
 }

@@ -4,4 +4,5 @@ pub(crate) mod eval;
 pub(crate) mod generate;
 pub(crate) mod ground;
 pub(crate) mod info;
+pub(crate) mod resume;
 pub(crate) mod train;

@@ -1,5 +1,6 @@
 //! `train`: the parts of a run, one after the other.
 
+use crate::commands::resume;
 use anyhow::Result;
 use candle_core::Device;
 use mamba_core::Params;
@@ -13,6 +14,7 @@ use mamba_motion::dataset::{Clip, MotionData, Role, SourceConfig, Standard};
 use mamba_motion::models::{
     DenoiserConfig, EvaluatorConfig, GrounderConfig, MotionVae, StreamDenoiserConfig,
 };
+use mamba_motion::retarget::SkeletonMap;
 use mamba_motion::run::{DENOISER, EVALUATOR, GROUNDING, PEER, STREAM, Shared, VAE, open_model};
 use mamba_motion::tasks::grounding::{GroundingTask, StoredGrounder};
 use mamba_motion::tasks::stream::{StoredStream, StreamTask};
@@ -20,7 +22,7 @@ use mamba_motion::tasks::{
     DenoiserTask, EvaluatorTask, Labelled, LatentSet, StoredDenoiser, TrainingSet, VaeTask,
 };
 use mamba_motion::text::TextEncoder;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Flags of `train`.
@@ -43,31 +45,25 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR", default_value = "runs/motion")]
     out: PathBuf,
 
-    /// Go on where the run in --out was saved
+    /// Go on where the run in --out was saved, with its settings; what has all its steps is left as it is
     #[arg(long)]
     resume: bool,
 
-    /// Sizes: tiny, small or paper [default: small; tiny for the bundled clips]
+    /// Sizes: tiny, small or paper [default: small; tiny for the bundled clips; with --resume those of the run]
     #[arg(long, value_name = "NAME")]
     preset: Option<String>,
 
     /// What to train. evaluator: the space that figures are measured in; vae and denoiser: motion of a few seconds from a
     /// latent; peer: a transformer denoiser of as many parameters, to compare with; stream: motion of any length, continued
-    /// and filled in; grounding: finds in a motion what a text or a label says
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_enum,
-        value_delimiter = ',',
-        default_value = "evaluator,vae,denoiser"
-    )]
+    /// and filled in; grounding: finds in a motion what a text or a label says [default: evaluator,vae,denoiser]
+    #[arg(long, value_name = "LIST", value_enum, value_delimiter = ',')]
     parts: Vec<Part>,
 
     /// Folder of a frozen text encoder (a sentence-transformers BERT or a CLIP): models are told sentences instead of labels
     #[arg(long, value_name = "DIR")]
     text_encoder: Option<PathBuf>,
 
-    /// Stop after so many minutes in all; the parts share them
+    /// Stop after so many minutes in all; the parts that are not finished share them
     #[arg(long, value_name = "M")]
     minutes: Option<f64>,
 
@@ -92,6 +88,56 @@ enum Part {
 impl Part {
     const ALL: [Self; 6] =
         [Self::Evaluator, Self::Vae, Self::Denoiser, Self::Peer, Self::Stream, Self::Grounding];
+    /// What is trained where nothing else is said.
+    const USUAL: [Self; 3] = [Self::Evaluator, Self::Vae, Self::Denoiser];
+
+    /// Its folder in a run.
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Evaluator => EVALUATOR,
+            Self::Vae => VAE,
+            Self::Denoiser => DENOISER,
+            Self::Peer => PEER,
+            Self::Stream => STREAM,
+            Self::Grounding => GROUNDING,
+        }
+    }
+
+    /// Its training.
+    fn train(self, cfg: &MotionConfig) -> &TrainConfig {
+        match self {
+            Self::Evaluator => &cfg.train_evaluator,
+            Self::Vae => &cfg.train_vae,
+            Self::Denoiser | Self::Peer => &cfg.train_denoiser,
+            Self::Stream => &cfg.train_stream,
+            Self::Grounding => &cfg.train_grounding,
+        }
+    }
+
+    /// The settings that its weights depend on, beside those of the clips.
+    fn sections(self) -> &'static [&'static str] {
+        match self {
+            Self::Evaluator => &["evaluator", "train_evaluator"],
+            Self::Vae => &["vae", "train_vae"],
+            Self::Denoiser => &["denoiser", "latent", "train_denoiser"],
+            Self::Peer => &["denoiser", "peer_layers", "latent", "train_denoiser"],
+            Self::Stream => &["stream", "train_stream"],
+            Self::Grounding => &["grounding", "train_grounding"],
+        }
+    }
+
+    /// Whether its training in a run was saved.
+    fn begun(self, out: &Path) -> bool {
+        out.join(self.folder()).join("optim.safetensors").exists()
+    }
+
+    /// Whether its training in a run has ended, and not by time or a signal before all steps that are now asked for.
+    fn finished(self, out: &Path, cfg: &MotionConfig) -> bool {
+        let text = std::fs::read(out.join(self.folder()).join("run.json")).unwrap_or_default();
+        let Ok(info) = serde_json::from_slice::<RunInfo>(&text) else { return false };
+        let ended = |by: Outcome| info.outcome == Some(format!("{by:?}"));
+        ended(Outcome::EarlyStopped) || (ended(Outcome::Completed) && info.steps >= self.train(cfg).steps)
+    }
 
     /// How much time it takes beside the others.
     fn weight(self) -> f64 {
@@ -107,10 +153,24 @@ impl Part {
 
 impl Args {
     fn wants(&self, part: Part) -> bool {
-        self.parts.contains(&part)
+        if self.parts.is_empty() { Part::USUAL.contains(&part) } else { self.parts.contains(&part) }
     }
 
-    fn resolve(&self) -> Result<MotionConfig> {
+    /// Whether a part is to be trained. Where a VAE goes on, its latents become others: their denoisers start anew.
+    fn trains(&self, part: Part, cfg: &MotionConfig) -> bool {
+        let other_latents = || matches!(part, Part::Denoiser | Part::Peer) && self.trains(Part::Vae, cfg);
+        self.wants(part) && (!part.finished(&self.out, cfg) || other_latents())
+    }
+
+    /// The settings that a training starts from: a saved run's, or a preset's.
+    fn base(&self, saved: Option<&Shared>) -> Result<MotionConfig> {
+        if let (Some(saved), None) = (saved, &self.preset) {
+            let mut base = saved.config.clone();
+            for train in trains_of(&mut base) {
+                train.max_minutes = None;
+            }
+            return Ok(base);
+        }
         let preset = self.preset.as_deref().unwrap_or(if self.data.is_empty() { "tiny" } else { "small" });
         let known = || {
             mamba_core::Error::Config(format!(
@@ -118,17 +178,19 @@ impl Args {
                 MotionConfig::PRESETS.join(", ")
             ))
         };
-        let preset = MotionConfig::preset(preset).ok_or_else(known)?;
-        let mut cfg = self.settings.resolve(&preset)?;
-        let total: f64 = Part::ALL.into_iter().filter(|part| self.wants(*part)).map(Part::weight).sum();
-        let trains = [
-            (&mut cfg.train_evaluator, Part::Evaluator),
-            (&mut cfg.train_vae, Part::Vae),
-            (&mut cfg.train_denoiser, Part::Denoiser),
-            (&mut cfg.train_stream, Part::Stream),
-            (&mut cfg.train_grounding, Part::Grounding),
-        ];
-        for (train, part) in trains {
+        Ok(MotionConfig::preset(preset).ok_or_else(known)?)
+    }
+
+    fn resolve(&self, saved: Option<&Shared>) -> Result<MotionConfig> {
+        let mut cfg = self.settings.resolve(&self.base(saved)?)?;
+        if let Some(map) = &cfg.source.skeleton {
+            cfg.source.skeleton =
+                Some(SkeletonMap::without_file(map).hint("--set source.skeleton names a map")?);
+        }
+        let all = Part::ALL.into_iter().filter(|part| self.trains(*part, &cfg));
+        let total: f64 = all.map(Part::weight).sum();
+        let parts = [Part::Evaluator, Part::Vae, Part::Denoiser, Part::Stream, Part::Grounding];
+        for (train, part) in trains_of(&mut cfg).into_iter().zip(parts) {
             train.seed = self.settings.seed.unwrap_or(train.seed);
             train.max_minutes =
                 self.minutes.map(|minutes| part.weight() / total * minutes).or(train.max_minutes);
@@ -136,6 +198,17 @@ impl Args {
         cfg.validate()?;
         Ok(cfg)
     }
+}
+
+/// The trainings of settings: of evaluator, VAE, denoisers of latents, stream, grounding.
+fn trains_of(cfg: &mut MotionConfig) -> [&mut TrainConfig; 5] {
+    [
+        &mut cfg.train_evaluator,
+        &mut cfg.train_vae,
+        &mut cfg.train_denoiser,
+        &mut cfg.train_stream,
+        &mut cfg.train_grounding,
+    ]
 }
 
 /// The clips of some paths, or the bundled ones.
@@ -156,12 +229,30 @@ struct Stages<'a> {
 }
 
 impl Stages<'_> {
-    /// Whether a stage has ended; an interrupted one has not.
-    fn done(&self, name: &str) -> bool {
-        let text = std::fs::read(self.args.out.join(name).join("run.json")).unwrap_or_default();
-        let info: Option<RunInfo> = serde_json::from_slice(&text).ok();
-        info.and_then(|info| info.outcome)
-            .is_some_and(|outcome| outcome != format!("{:?}", Outcome::Interrupted))
+    /// Whether a part is to be trained; says so of one that was asked for and is finished.
+    fn trains(&self, part: Part) -> bool {
+        let trains = self.args.trains(part, self.cfg);
+        if self.args.wants(part) && !trains {
+            self.console.note(&format!("{}: finished, left as it is", part.folder()));
+        }
+        trains
+    }
+
+    /// Puts runs away that cannot go on, for their VAE does.
+    fn put_away(&self, parts: [Part; 2]) -> Result<()> {
+        for part in parts.map(Part::folder) {
+            let [run, away] = ["", ".old"].map(|end| self.args.out.join(format!("{part}{end}")));
+            if !run.exists() {
+                continue;
+            }
+            let moved = if away.exists() { std::fs::remove_dir_all(&away) } else { Ok(()) }
+                .and_then(|()| std::fs::rename(&run, &away));
+            moved.map_err(|source| mamba_motion::Error::Write { path: away.clone(), source })?;
+            let away = away.display();
+            self.console
+                .note(&format!("{part}: has to start anew, for the vae goes on; the old one is in {away}"));
+        }
+        Ok(())
     }
 
     fn fresh(&self, train: &TrainConfig) -> Params {
@@ -186,11 +277,18 @@ impl Stages<'_> {
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let device = args.common.start()?;
-    let cfg = args.resolve()?;
     if !args.resume && args.out.join(mamba_motion::run::SHARED).exists() {
         let message = "already holds a run; resume it or choose another folder".into();
         let error = mamba_core::Error::RunFolder { path: args.out.clone(), message };
         return Err(error).hint("--resume goes on with it");
+    }
+    let saved = resume::saved(&args.out)?;
+    let cfg = args.resolve(saved.as_ref())?;
+    let begun: Vec<Part> = Part::ALL.into_iter().filter(|part| part.begun(&args.out)).collect();
+    if let Some(saved) = saved.as_ref().filter(|_| !begun.is_empty()) {
+        let of_parts = begun.iter().flat_map(|part| part.sections().iter().copied());
+        let sections: Vec<&str> = ["source", "crop"].into_iter().chain(of_parts).collect();
+        resume::refuse_other_settings(&args.out, &saved.config, &cfg, &sections)?;
     }
     let mut console = Console::new(args.common.format, args.common.quiet);
     let encoder = match &args.text_encoder {
@@ -209,14 +307,16 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             "--text-encoder DIR tells them captions; --set source.names=… reads labels from file names",
         );
     }
+    if let (true, Some(reason)) = (args.parts.contains(&Part::Evaluator), unlabelled(&data)) {
+        return Err(mamba_core::Error::Config(format!(
+            "--parts evaluator needs a label of each group: {reason}"
+        )))
+        .hint("--set source.names=… reads labels from file names; or leave evaluator out of --parts");
+    }
     let (source, encoder) = encoder.unzip();
     let shared = shared(&data, &cfg, source);
-    if let Ok(saved) = Shared::read(&args.out)
-        && (saved.data != shared.data
-            || saved.text.map(|text| text.probe) != shared.text.clone().map(|text| text.probe))
-    {
-        let message = "was trained on other clips, or with another text encoder".into();
-        return Err(mamba_core::Error::RunFolder { path: args.out.clone(), message }.into());
+    if let Some(saved) = &saved {
+        resume::refuse_other_data(&args.out, saved, &shared)?;
     }
     open_run(&args.out, args.resume)?;
     shared.write(&args.out)?;
@@ -240,16 +340,20 @@ fn next_steps(args: &Args, shared: &Shared) -> String {
         (None, group) => format!("--label {}", group.map_or("LABEL", |group| group.values[0].as_str())),
     };
     let mut steps = Vec::new();
-    if args.wants(Part::Evaluator) || args.wants(Part::Grounding) {
+    let has = |part: Part| args.out.join(part.folder()).is_dir();
+    if has(Part::Evaluator) || has(Part::Grounding) {
         steps.push(format!("mamba-motion eval {data}--checkpoint {out}"));
     }
-    if args.wants(Part::Denoiser) || args.wants(Part::Stream) {
+    if has(Part::Denoiser) || has(Part::Stream) {
         steps.push(format!("mamba-motion generate --checkpoint {out} {asked} --out motion"));
     }
-    if args.wants(Part::Grounding) {
+    if has(Part::Grounding) {
         steps.push(format!("mamba-motion ground FILE.bvh --checkpoint {out} {asked}"));
     }
-    format!("run in {out}\nnext: {}", steps.join("\n      "))
+    match steps.is_empty() {
+        true => format!("run in {out}"),
+        false => format!("run in {out}\nnext: {}", steps.join("\n      ")),
+    }
 }
 
 /// Standardisation and labels of the clips that are trained on.
@@ -261,6 +365,19 @@ fn shared(data: &MotionData, cfg: &MotionConfig, text: Option<TextSource>) -> Sh
         standard: Standard::of(&data.of_role(Role::Train)),
         data: data.fingerprint(),
     }
+}
+
+/// Why clips can train no evaluator; none if they can.
+fn unlabelled(data: &MotionData) -> Option<String> {
+    if data.groups.is_empty() {
+        return Some("the clips have none".into());
+    }
+    let train = data.of_role(Role::Train);
+    let (clip, group) = train.iter().find_map(|clip| {
+        let missing = clip.labels.iter().position(Option::is_none)?;
+        Some((clip, data.groups.get(missing)?))
+    })?;
+    Some(format!("{} has no {}", clip.name, group.name))
 }
 
 fn describe(data: &MotionData, texts: bool, console: &mut Console) {
@@ -303,9 +420,10 @@ fn train_stages(
         crop: cfg.crop,
         fingerprint: shared.data.clone(),
     };
-    let wants = |part: Part, name: &str, stages: &Stages<'_>| stages.args.wants(part) && !stages.done(name);
-    let labelled = |clips: &[&'_ Clip]| clips.iter().all(|clip| clip.labels.iter().all(Option::is_some));
-    if !data.groups.is_empty() && labelled(&train) && wants(Part::Evaluator, EVALUATOR, stages) {
+    let unlabelled = unlabelled(data).filter(|_| stages.args.wants(Part::Evaluator));
+    if let Some(reason) = unlabelled {
+        stages.console.note(&format!("evaluator: left out, it needs a label of each group: {reason}"));
+    } else if stages.trains(Part::Evaluator) {
         let evaluator = evaluator_config(data, cfg);
         let params = stages.fresh(&cfg.train_evaluator);
         let mut task = EvaluatorTask::new(evaluator, &cfg.train_evaluator, set.clone(), params)?;
@@ -313,7 +431,8 @@ fn train_stages(
             return Ok(false);
         }
     }
-    if wants(Part::Vae, VAE, stages) {
+    if stages.trains(Part::Vae) {
+        stages.put_away([Part::Denoiser, Part::Peer])?;
         let params = stages.fresh(&cfg.train_vae);
         let mut task = VaeTask::new(&cfg.vae, &cfg.train_vae, set.clone(), params)?;
         if !stages.run(VAE, &mut task, &cfg.train_vae)? {
@@ -323,19 +442,19 @@ fn train_stages(
     let conditions = ClipConditions::new(&train, &data.groups, encoder)?;
     let valid_conditions = ClipConditions::new(&valid, &data.groups, encoder)?;
     let both = || [conditions.clone(), valid_conditions.clone()];
-    let model = DenoiserConfig {
-        latent_tokens: cfg.vae.latent_tokens,
-        latent_dim: cfg.vae.latent_dim,
-        condition: conditions.config(),
-        network: cfg.denoiser.clone(),
-    };
-    for (part, name) in [(Part::Denoiser, DENOISER), (Part::Peer, PEER)] {
-        if !wants(part, name, stages) {
+    for part in [Part::Denoiser, Part::Peer] {
+        if !stages.trains(part) {
             continue;
         }
-        let model = if part == Part::Peer { model.transformer_peer(cfg.peer_layers)? } else { model.clone() };
-        let (_, vae) = open_model(&stages.args.out.join(VAE), &stages.device, MotionVae::new)
+        let (sizes, vae) = open_model(&stages.args.out.join(VAE), &stages.device, MotionVae::new)
             .hint("denoiser and peer need the vae: --parts vae,denoiser")?;
+        let model = DenoiserConfig {
+            latent_tokens: sizes.latent_tokens,
+            latent_dim: sizes.latent_dim,
+            condition: conditions.config(),
+            network: cfg.denoiser.clone(),
+        };
+        let model = if part == Part::Peer { model.transformer_peer(cfg.peer_layers)? } else { model };
         let encode = |clips: &[&Clip], conditions: &ClipConditions| -> Result<Option<Labelled>> {
             let total = (clips.len() * cfg.latent.parts_per_clip) as u64;
             let mut progress = stages.args.common.progress(Some(total), "motions");
@@ -359,11 +478,11 @@ fn train_stages(
         let params = stages.fresh(&cfg.train_denoiser);
         let mut task =
             DenoiserTask::new(stored, &cfg.train_denoiser, latents, valid, shared.data.clone(), params)?;
-        if !stages.run(name, &mut task, &cfg.train_denoiser)? {
+        if !stages.run(part.folder(), &mut task, &cfg.train_denoiser)? {
             return Ok(false);
         }
     }
-    if wants(Part::Stream, STREAM, stages) {
+    if stages.trains(Part::Stream) {
         let settings = &cfg.stream;
         let model = StreamDenoiserConfig {
             d_model: settings.d_model,
@@ -378,7 +497,7 @@ fn train_stages(
             return Ok(false);
         }
     }
-    if wants(Part::Grounding, GROUNDING, stages) {
+    if stages.trains(Part::Grounding) {
         let settings = &cfg.grounding;
         let model = GrounderConfig {
             d_model: settings.d_model,

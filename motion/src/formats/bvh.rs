@@ -211,15 +211,15 @@ impl<'a> Parser<'a> {
         self.keyword("HIERARCHY")?;
         self.keyword("ROOT")?;
         let joints = self.hierarchy()?;
-        self.keyword("Frames:")?;
+        self.label("Frames:")?;
         let count = self.word("the number of frames")?;
         let count: usize =
             count.parse().map_err(|_| self.fail(format!("{count:?} is no number of frames")))?;
         self.keyword("Frame")?;
-        self.keyword("Time:")?;
+        self.label("Time:")?;
         let frame_time = self.number("the frame time")?;
-        if frame_time <= 0.0 {
-            return Err(self.fail(format!("the frame time is {frame_time}, expected more than 0")));
+        if let Some(problem) = super::frame_time_problem(frame_time) {
+            return Err(self.fail(format!("the frame time is {problem}")));
         }
         let n_channels = joints.iter().map(|joint: &Joint| joint.channels.len()).sum();
         let frames = self.frames(count, n_channels)?;
@@ -345,6 +345,18 @@ impl<'a> Parser<'a> {
             return Ok(());
         }
         Err(self.fail(format!("expected {keyword}, found {word:?}")))
+    }
+
+    /// A keyword that ends in a colon, after which some programs leave no space.
+    fn label(&mut self, label: &str) -> Result<()> {
+        let word = self.word(label)?;
+        match word.split_at_checked(label.len()) {
+            Some((start, rest)) if start.eq_ignore_ascii_case(label) => {
+                self.words.extend(Some(rest).filter(|rest| !rest.is_empty()));
+                Ok(())
+            }
+            _ => Err(self.fail(format!("expected {label}, found {word:?}"))),
+        }
     }
 
     fn word(&mut self, expected: &str) -> Result<&'a str> {

@@ -117,9 +117,9 @@ impl Clip {
                 return Some(format!("frame {n} holds {x}"));
             }
             // The last frame has no successor; some files say 0 there.
-            let last = n == self.frames.len();
-            if frame[0] < 0.0 || (frame[0] == 0.0 && !last) {
-                return Some(format!("frame {n} lasts {} seconds, expected more than 0", frame[0]));
+            let last = n == self.frames.len() && frame[0] == 0.0;
+            if let Some(problem) = super::frame_time_problem(frame[0]).filter(|_| !last) {
+                return Some(format!("frame {n} lasts {problem}"));
             }
             let mut at = 4;
             for joint in humanoid() {

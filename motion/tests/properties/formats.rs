@@ -110,7 +110,14 @@ fn bvh_errors_say_what_and_where() {
         ("5 6 7 8\n", "", "x.bvh:19: the file ends after 1 frames of 2"),
         ("5 6 7 8\n", "5 6 7 8\n9 9 9 9\n", "x.bvh:21: a line after the 2 frames that are announced"),
         ("}\n}\n}\nMOTION", "}\n}\nMOTION", "x.bvh:15: MOTION, but 1 joints lack their }"),
-        ("Time: 0.1", "Time: 0", "x.bvh:18: the frame time is 0, expected more than 0"),
+        ("Time: 0.1", "Time: 0", "x.bvh:18: the frame time is 0.0 seconds, expected 0.0001 to 1"),
+        ("Time: 0.1", "Time: 1e9", "x.bvh:18: the frame time is 1000000000.0 seconds, expected 0.0001 to 1"),
+        (
+            "Time: 0.1",
+            "Time: 33.3",
+            "x.bvh:18: the frame time is 33.3 seconds, expected 0.0001 to 1; as milliseconds it would be 0.0333",
+        ),
+        ("Frames: 2", "Framed: 2", "x.bvh:17: expected Frames:, found \"Framed:\""),
         ("Frames: 2", "Frames: -2", "x.bvh:17: \"-2\" is no number of frames"),
         ("CHANNELS 1 X", "CHANNELS 99999999999 X", "x.bvh:9: \"99999999999\" is no number of channels"),
     ];
@@ -118,6 +125,15 @@ fn bvh_errors_say_what_and_where() {
         assert_eq!(line_error(&GOOD.replacen(from, to, 1)), message, "{from} → {to}");
     }
     assert_eq!(line_error(""), "x.bvh:1: the file ends where HIERARCHY is expected");
+}
+
+#[test]
+fn a_byte_order_mark_and_missing_spaces_do_not_matter() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.bvh");
+    let text = GOOD.replace("Frames: 2", "Frames:2").replace("Time: 0.1", "Time:0.1");
+    std::fs::write(&path, format!("\u{feff}{text}")).unwrap();
+    assert_eq!(Bvh::read(&path).unwrap(), Bvh::parse(GOOD, Path::new("x.bvh")).unwrap());
 }
 
 #[test]
@@ -144,6 +160,8 @@ fn deepmimic_errors_say_what_and_where() {
     );
     let zeros = vec!["0.1"; 4].into_iter().chain(vec!["0"; 40]).collect::<Vec<_>>().join(",");
     assert_eq!(message(&frame(&zeros)), "c.txt: frame 1: the quaternion of root is [0.0, 0.0, 0.0, 0.0]");
+    let long = zeros.replacen("0.1", "1e300", 1);
+    assert_eq!(message(&frame(&long)), "c.txt: frame 1 lasts 1e300 seconds, expected 0.0001 to 1");
 }
 
 #[test]

@@ -218,6 +218,11 @@ fn kept_frames_stay_exactly_and_the_rest_is_made() {
     assert!(frame_distance(&shorter[0], &alone[0][..125]) < 1e-6);
     assert!(generator.generate(&pieces, 1, &options, |done| done < 60).unwrap().is_none(), "one may stop it");
     assert!(generator.generate(&[], 1, &options, |_| true).is_err());
+    let idle = [Piece::Keep(walk), make(0), Piece::Keep(other)];
+    assert!(generator.generate(&idle, 1, &options, |_| true).is_err());
+    let blown = SampleOptions { guidance: f64::INFINITY, ..options };
+    let error = generator.generate(&pieces, 1, &blown, |_| true).unwrap_err().to_string();
+    assert!(error.contains("frame 1 holds NaN"), "{error}");
 }
 
 #[test]

@@ -95,7 +95,7 @@ fn the_rig_shows_the_poses_with_constant_bones_and_curves_without_jumps() {
         // Source skeletons have a rigid pelvis and chest, so only rounding is lost.
         assert!(distance(&shown, &poses) < 0.02, "{}: {}", clip.name, distance(&shown, &poses));
         assert!(retarget::bone_error(&shown) < 1e-9, "{}", clip.name);
-        let rigid = rig::rigid(&poses);
+        let rigid = rig::rigid(&poses, &vec![false; poses.len()]);
         assert!(distance(&rigid, &shown) < 1e-9);
         let jump = |pair: &[Vec<f64>]| {
             pair[0].iter().zip(&pair[1]).skip(3).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
@@ -105,6 +105,24 @@ fn the_rig_shows_the_poses_with_constant_bones_and_curves_without_jumps() {
         let again = mamba_motion::formats::bvh::Bvh::parse(&bvh.to_string(), "r.bvh".as_ref()).unwrap();
         assert!(distance(&rig::poses_of(&again, 100.0), &shown) < 1e-5);
     }
+}
+
+#[test]
+fn kept_poses_come_out_of_the_rig_as_they_are_whatever_is_made_beside_them() {
+    let clip = |name: &str| clips().iter().find(|clip| clip.name == name).unwrap();
+    let walk = features::to_poses(&clip("walk").frames);
+    let walk = rig::rigid(&walk, &vec![false; walk.len()]);
+    // Whoever is made has lower hips.
+    let low = |pose: &Pose| {
+        let mut pose = *pose;
+        pose[1..3].iter_mut().for_each(|hip| hip[1] -= 0.05);
+        pose
+    };
+    let poses: Vec<Pose> = walk.iter().copied().chain(walk.iter().map(low)).collect();
+    let kept: Vec<bool> = (0..poses.len()).map(|i| i < walk.len()).collect();
+    let rigid = rig::rigid(&poses, &kept);
+    assert!(distance(&rigid[..walk.len()], &walk) < 1e-9, "{}", distance(&rigid[..walk.len()], &walk));
+    assert!(distance(&rig::rigid(&poses, &vec![false; poses.len()])[..walk.len()], &walk) > 1e-3);
 }
 
 #[test]
@@ -144,6 +162,10 @@ fn what_is_held_out_is_the_fourth_of_each_and_never_its_mirror() {
     );
     let groups: Vec<&str> = data.groups.iter().map(|group| group.name.as_str()).collect();
     assert_eq!(groups, ["content", "style"]);
+    // A file counts once, however it is named.
+    let other_name = folder.path().join("../").join(folder.path().file_name().unwrap());
+    let twice = MotionData::load(&[folder.path().to_path_buf(), other_name], &cfg).unwrap();
+    assert_eq!(twice.fingerprint(), data.fingerprint());
 }
 
 #[test]
