@@ -200,7 +200,8 @@ fn train(args: TrainArgs) -> Result<ExitCode> {
     };
     rows.push(("skill, own answers", baseline(&|student| means.predict_with_own_answers(student))));
     rows.push(("skill", baseline(&|student| means.predict(student))));
-    let data_name = data_name(&args.data, "generated students");
+    let files = [&args.data[..], &args.valid, &args.test].concat();
+    let data_name = data_name(&files, "generated students");
     let settings = Settings { model: settings_digest(&cfg)?, baselines: settings_digest(&())? };
     save_results(&args.out, &data_name, cfg.train.seed, &settings, &as_json(&rows))?;
     print(&rows, &args.common)?;
