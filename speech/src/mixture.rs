@@ -304,18 +304,24 @@ impl Mixtures {
 /// Refuses noise that is the clean speech with noise, under the same file names: a model would learn to take speech for
 /// noise. Numbered files may share their names and nothing else, so the sound decides.
 fn refuse_pairs(clean: &[(PathBuf, Vec<f32>)], noise: &[(PathBuf, Vec<f32>)]) -> Result<()> {
-    let by_name: BTreeMap<_, _> = clean.iter().map(|clip| (clip.0.file_stem(), clip)).collect();
-    let pairs: Vec<_> =
-        noise.iter().filter_map(|clip| Some((*by_name.get(&clip.0.file_stem())?, clip))).collect();
-    let mean = pairs.iter().map(|(c, n)| correlation(&c.1, &n.1).abs()).sum::<f64>() / pairs.len() as f64;
+    let mut by_name: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    clean.iter().for_each(|clip| by_name.entry(clip.0.file_stem()).or_default().push(clip));
+    let mut pairs = Vec::new();
+    for (noise, samples) in noise {
+        let namesakes = by_name.get(&noise.file_stem()).into_iter().flatten();
+        let likeness =
+            namesakes.map(|(clean, of_clean)| (correlation(of_clean, samples).abs(), clean, noise));
+        pairs.extend(likeness.max_by(|a, b| a.0.total_cmp(&b.0)));
+    }
+    let mean = pairs.iter().map(|(likeness, ..)| likeness).sum::<f64>() / pairs.len() as f64;
     match pairs.first() {
-        Some((clean, noise)) if mean > ALIKE => {
+        Some((_, clean, noise)) if mean > ALIKE => {
             let reason = format!(
                 "this noise holds the speech of {}: --noise takes noise without speech, and pairs of clean and noisy \
                  recordings are not trained on; mix the clean ones with other noise",
-                clean.0.display()
+                clean.display()
             );
-            Err(Error::audio(&noise.0, reason))
+            Err(Error::audio(noise, reason))
         }
         _ => Ok(()),
     }

@@ -106,7 +106,8 @@ fn rate_channels_width_and_length_are_kept() {
     let (left, right) = pair(3, 1.1);
     let stereo = Audio { sample_rate: 16_000, channels: vec![left, right] }.resampled(44_100).unwrap();
     write_wav(&dir.join("in.wav"), &stereo, WavFormat::PCM24).unwrap();
-    speech("enhance in.wav --out out.wav --picture --quiet", dir).assert().success();
+    let made = speech("enhance in.wav --out out.wav --picture", dir).assert().success();
+    made.stderr(contains("1/1 s of sound"));
     let spec = Reader::open(dir.join("out.wav")).unwrap().spec();
     assert_eq!((spec.sample_rate, spec.channels, spec.format), (44_100, 2, WavFormat::PCM24));
     assert_eq!(spec.frames, Some(stereo.frames() as u64));
@@ -220,7 +221,7 @@ fn training_that_could_not_be_validated_is_refused_before_it_begins() {
     fails("--set data.valid=0", 2, ["valid is 0", "above 0"]);
     fails("--set loss.metric=0.05 --set data.segment_size=2000", 2, ["segment_size is 2000", "4000"]);
     fails(
-        "--clean clean --noise noisy",
+        "--clean clean --clean late --noise noisy",
         1,
         ["noisy/0.wav: this noise holds the speech of clean/0.wav", "mix"],
     );

@@ -63,9 +63,9 @@ fn unsupported(path: &Path, WavFormat { bits, float }: WavFormat) -> Error {
 /// A header in memory, and the samples behind it.
 type Repaired = io::Chain<Cursor<Vec<u8>>, BufReader<File>>;
 
-/// Sizes of a data chunk that stand for an unknown one: who writes into a pipe cannot come back to fill it in.
+/// Sizes of a data chunk that, like 0, stand for an unknown one: who writes into a pipe cannot come back to fill it in.
 fn is_placeholder(size: u32) -> bool {
-    matches!(size, 0 | 0x7FFF_F000..=0x7FFF_FFFF | 0xFFFF_F000..)
+    matches!(size, 0x7FFF_F000..=0x7FFF_FFFF | 0xFFFF_F000..)
 }
 
 /// The file behind a header without other chunks, in which the data chunk has its true size: the rest of the file where
@@ -87,7 +87,10 @@ fn repaired(path: &Path) -> Result<Repaired> {
         match &head[..4] {
             b"data" => {
                 let rest = len.saturating_sub(file.stream_position().map_err(Error::io(path))?);
-                let unknown = is_placeholder(size) && !(size == 0 && covers_all);
+                let unknown = match size {
+                    0 => !covers_all,
+                    _ => is_placeholder(size) && u64::from(size) > rest,
+                };
                 let bytes = if unknown { rest } else { u64::from(size) };
                 let Ok(bytes) = u32::try_from(bytes / frame_bytes * frame_bytes) else {
                     let reason =

@@ -237,6 +237,9 @@ fn resampling_keeps_a_tone_and_its_place() {
         assert!(error < 2e-3, "{from} to {to}: {error}");
     }
     assert!(Resampler::new(0, 16_000).is_err());
+    // Chunks of a few frames, where each becomes thousands.
+    let mut slow = Resampler::new(1, 16_000).unwrap();
+    assert!(!slow.push(&[0.25; 200]).unwrap().is_empty());
 }
 
 proptest! {
