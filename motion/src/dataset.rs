@@ -346,7 +346,7 @@ pub fn poses_of_bvh(path: &Path, skeleton: Option<&str>) -> Result<Vec<Pose>> {
 /// Where the map does not fit, one of the crate's that does.
 ///
 /// # Errors
-/// A file that cannot be read, that has fewer than 2 frames, or numbers that are not finite.
+/// A file that cannot be read, that has fewer than 2 frames, or numbers of no motion.
 pub fn frames_of_file(path: &Path, skeleton: Option<&str>) -> Result<Vec<Frame>> {
     let frames = match path.extension().unwrap_or_default().to_ascii_lowercase().to_str() {
         Some("npy") => features::frames_of(&humanml3d::read_features(path)?)?,
@@ -359,7 +359,7 @@ pub fn frames_of_file(path: &Path, skeleton: Option<&str>) -> Result<Vec<Frame>>
     };
     match frames.len() {
         0 | 1 => Err(Error::file(path, "the motion has fewer than 2 frames at 20 a second")),
-        _ => features::check_finite(&frames).map_err(|e| Error::file(path, e)).map(|()| frames),
+        _ => features::check_numbers(&frames).map_err(|e| Error::file(path, e)).map(|()| frames),
     }
 }
 
@@ -488,10 +488,10 @@ impl Standard {
     /// Features from standardised ones.
     ///
     /// # Errors
-    /// A number of values that makes no whole frames, or values that are not finite.
+    /// A number of values that makes no whole frames, or values of no motion.
     pub fn inverse(&self, values: &[f32]) -> Result<Vec<Frame>> {
         let mut frames = features::frames_of(values)?;
-        features::check_finite(&frames).map_err(|e| {
+        features::check_numbers(&frames).map_err(|e| {
             Error::Motion(format!(
                 "what the model makes is no motion: {e}; guidance nearer to 1 keeps numbers small"
             ))

@@ -169,14 +169,16 @@ pub fn frames_of(values: &[f32]) -> Result<Vec<Frame>> {
     Ok(chunks.map(|chunk| std::array::from_fn(|i| f64::from(chunk[i]))).collect())
 }
 
-/// Refuses numbers that are not finite.
+/// Refuses numbers that are not finite, or that no motion has.
 ///
 /// # Errors
 /// The first frame that has one.
-pub fn check_finite(frames: &[Frame]) -> Result<()> {
+pub fn check_numbers(frames: &[Frame]) -> Result<()> {
+    // In metres and metres per frame, what is off by a wrong unit is still within.
+    const LARGEST: f64 = 1e6;
     for (i, frame) in frames.iter().enumerate() {
-        if let Some(x) = frame.iter().find(|x| !x.is_finite()) {
-            return Err(Error::Motion(format!("frame {} holds {x}", i + 1)));
+        if let Some(x) = frame.iter().find(|x| x.is_nan() || x.abs() > LARGEST) {
+            return Err(Error::Motion(format!("frame {} holds {x:?}", i + 1)));
         }
     }
     Ok(())
@@ -220,5 +222,16 @@ mod tests {
         broken[15] = broken[12];
         assert_eq!(message(&[broken, pose]), "frame 1: head lies on its parent neck");
         assert_eq!(message(&[pose, pose]), "");
+    }
+
+    #[test]
+    fn numbers_of_no_motion_are_refused() {
+        let good = [1.0; N_FEATURES];
+        check_numbers(&[good, good]).unwrap();
+        for x in [f64::NAN, f64::NEG_INFINITY, 1e29] {
+            let mut bad = good;
+            bad[200] = x;
+            assert_eq!(check_numbers(&[good, bad]).unwrap_err().to_string(), format!("frame 2 holds {x:?}"));
+        }
     }
 }
