@@ -6,6 +6,7 @@ mod tiny_clip;
 use mamba_motion::dataset::{MotionData, SourceConfig, frames_of_file};
 use mamba_motion::formats::bvh::Bvh;
 use mamba_motion::formats::humanml3d;
+use mamba_motion::skeleton::NAMES;
 use mamba_motion::{features, rig};
 use serde_json::Value;
 use std::path::Path;
@@ -407,15 +408,18 @@ fn a_reader_that_goes_away_is_no_error() {
     }
 }
 
-/// Writes two of the bundled clips, of which one has no style.
-fn write_clips(folder: &Path) {
+/// Writes two of the bundled clips, of which one has no style, with joints that no map of the crate knows, and their map.
+fn write_clips(folder: &Path, map: &Path) {
     std::fs::create_dir_all(folder).unwrap();
+    let joints: serde_json::Map<String, Value> =
+        NAMES.iter().map(|name| (name.to_string(), serde_json::json!({ format!("my_{name}"): 1 }))).collect();
+    std::fs::write(map, serde_json::json!({ "map": joints }).to_string()).unwrap();
     let data = MotionData::bundled(&SourceConfig::default()).unwrap();
     for (name, file) in [("walk", "walk_01.bvh"), ("kick", "dataset-2_kick_happy_001.bvh")] {
         let clip = data.clips.iter().find(|clip| clip.name == name).unwrap();
-        rig::to_bvh(&features::to_poses(&clip.frames), features::FPS, 100.0)
-            .write(folder.join(file))
-            .unwrap();
+        let text = rig::to_bvh(&features::to_poses(&clip.frames), features::FPS, 100.0).to_string();
+        let text = text.replace("ROOT ", "ROOT my_").replace("JOINT ", "JOINT my_");
+        std::fs::write(folder.join(file), text).unwrap();
     }
 }
 
@@ -423,8 +427,7 @@ fn write_clips(folder: &Path) {
 fn a_run_needs_its_map_file_no_more_and_keeps_the_joints_of_kept_frames() {
     let folder = tempfile::tempdir().unwrap();
     let [clips, map, run, out] = ["clips", "map.json", "run", "out"].map(|name| folder.path().join(name));
-    write_clips(&clips);
-    std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/skeletons/humanml3d.json"), &map).unwrap();
+    write_clips(&clips, &map);
     let data = format!("train {} --out {}", clips.display(), run.display());
     let quick = QUICK.replace("--quiet", "--preset tiny");
     let first = format!("{data} {quick} --set source.skeleton={}", map.display());
@@ -434,6 +437,7 @@ fn a_run_needs_its_map_file_no_more_and_keeps_the_joints_of_kept_frames() {
     let (code, _, stderr) = motion(&first);
     assert!(code == 0 && stderr.contains("evaluator: left out"), "{stderr}");
     assert!(!run.join("evaluator").exists() && !stderr.contains("mamba-motion eval"), "{stderr}");
+    let map_text = std::fs::read_to_string(&map).unwrap();
     std::fs::remove_file(&map).unwrap();
     let (code, _, stderr) = motion(&format!("{data} --parts stream --resume"));
     assert_eq!(code, 0, "{stderr}");
@@ -443,11 +447,16 @@ fn a_run_needs_its_map_file_no_more_and_keeps_the_joints_of_kept_frames() {
     let (code, _, stderr) =
         motion(&format!("{generate} --continue {0} --compare {0} --steps 3 --length 3", walk.display()));
     assert_eq!(code, 0, "{stderr}");
-    let given = features::to_poses(&frames_of_file(&walk, None).unwrap());
+    let given = features::to_poses(&frames_of_file(&walk, Some(&map_text)).unwrap());
     let made = humanml3d::read_joints(out.join("walk_01_any_00.npy")).unwrap();
     let far = given.iter().flatten().flatten().zip(made.iter().flatten().flatten());
     let far = far.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
     assert!(made.len() == given.len() + 60 && far < 1e-3, "{far}");
+    // What was generated has other joints, and is continued and shown too.
+    let made = out.join("walk_01_any_00.bvh");
+    let (code, _, stderr) =
+        motion(&format!("{generate} --continue {0} --compare {0} --steps 3 --length 1", made.display()));
+    assert_eq!(code, 0, "{stderr}");
 }
 
 #[cfg(unix)]
