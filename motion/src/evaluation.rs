@@ -147,7 +147,7 @@ impl<'a> Comparison<'a> {
         let requests: Vec<Request> = self.windows.iter().map(request).collect();
         self.row(repetitions, |repetition| {
             let seed = options.seed.wrapping_add(repetition);
-            let motions = generator.generate(&requests, &SampleOptions { seed, ..options.clone() });
+            let motions = generator.generate(&requests, &SampleOptions { seed, ..options.clone() }, || true);
             seen();
             motions
         })

@@ -200,8 +200,13 @@ impl Generator {
     }
 
     /// Motions for requests, as features. The same request, place in the list and seed give the same motion, up to
-    /// rounding, whatever else is asked for.
-    pub fn generate(&self, requests: &[Request], options: &SampleOptions) -> Result<Vec<Vec<Frame>>> {
+    /// rounding, whatever else is asked for. `go_on` is asked after each batch; if it says no, the first motions are all.
+    pub fn generate(
+        &self,
+        requests: &[Request],
+        options: &SampleOptions,
+        go_on: impl Fn() -> bool,
+    ) -> Result<Vec<Vec<Frame>>> {
         let most = self.max_frames();
         if let Some(request) = requests.iter().find(|request| !(2..=most).contains(&request.frames)) {
             let (frames, dir) = (request.frames, self.dir.display());
@@ -211,6 +216,9 @@ impl Generator {
         let mut motions = Vec::with_capacity(requests.len());
         for (i, batch) in requests.chunks(BATCH).enumerate() {
             motions.extend(self.batch(batch, i * BATCH, options, &diffusion)?);
+            if !go_on() {
+                break;
+            }
         }
         Ok(motions)
     }

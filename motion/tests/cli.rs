@@ -461,20 +461,27 @@ fn a_run_needs_its_map_file_no_more_and_keeps_the_joints_of_kept_frames() {
 
 #[cfg(unix)]
 #[test]
-fn an_interrupted_generation_says_that_nothing_is_written() {
+fn an_interrupted_generation_writes_what_is_finished_or_says_that_nothing_is() {
     let folder = tempfile::tempdir().unwrap();
-    let [run, out] = ["run", "out"].map(|name| folder.path().join(name));
-    train(&run, "--parts stream");
-    let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_mamba-motion"));
-    program.args(["generate", "--steps", "3", "--length", "3600", "--checkpoint"]).arg(&run);
-    let child = program.arg("--out").arg(&out).stderr(std::process::Stdio::piped()).spawn().unwrap();
-    // Signals are heard before the folder is made.
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !out.exists() && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(1));
+    let run = folder.path().join("run");
+    train(&run, "--parts vae,denoiser,stream");
+    for (network, flags, message) in [
+        ("stream", ["--length", "3600", "--count", "1"], "nothing is written"),
+        ("denoiser", ["--length", "2", "--count", "1000"], " of 1000 motions written"),
+    ] {
+        let out = folder.path().join(network);
+        let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_mamba-motion"));
+        program.args(["generate", "--network", network, "--checkpoint"]).arg(&run).arg("--out").arg(&out);
+        let child = program.args(flags).stderr(std::process::Stdio::piped()).spawn().unwrap();
+        // Signals are heard before the folder is made.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !out.exists() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+        let output = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(130) && stderr.contains(message), "{network}: {stderr}");
+        assert_eq!(out.join("any_00.bvh").exists(), network == "denoiser");
     }
-    std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
-    let output = child.wait_with_output().unwrap();
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.code() == Some(130) && stderr.contains("nothing is written"), "{stderr}");
 }

@@ -277,20 +277,19 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         let message = format!("{} has no {network}", args.checkpoint.display());
         return Err(usage(message)).hint(format!("train --parts {network} --resume adds it to the run"));
     }
-    // Latents are sampled at once: a signal ends the process then, and nothing is written.
-    let stop = if network == STREAM { Stop::on_signals()? } else { Stop::new() };
     let compared = compared(&args, &shared)?;
-    let made = match network {
+    let stop = Stop::on_signals()?;
+    let (made, asked) = match network {
         STREAM => by_stream(&args, frames, &device, &stop)?,
-        _ => by_latents(&args, network, frames, &device)?,
+        _ => by_latents(&args, network, frames, &device, &stop)?,
     };
-    if stop.requested() && made.is_empty() {
+    if made.is_empty() {
         eprintln!("interrupted before a motion was finished: nothing is written");
         return Ok(ExitCode::from(INTERRUPTED));
     }
     write(&args, &made, compared)?;
-    if stop.requested() {
-        eprintln!("interrupted: {} motions are written, the rest is not made", made.len());
+    if made.len() < asked {
+        eprintln!("interrupted: {} of {asked} motions written", made.len());
         return Ok(ExitCode::from(INTERRUPTED));
     }
     Ok(ExitCode::SUCCESS)
@@ -310,8 +309,14 @@ fn compared(args: &Args, shared: &Shared) -> mamba_motion::Result<Vec<(String, V
     args.compare.iter().map(|path| Ok((stem(path), poses_beside(path, skeleton)?))).collect()
 }
 
-/// Motions from latents, at once.
-fn by_latents(args: &Args, network: &str, frames: usize, device: &Device) -> Result<Vec<Made>> {
+/// Motions from latents, and how many were asked for: more, if interrupted.
+fn by_latents(
+    args: &Args,
+    network: &str,
+    frames: usize,
+    device: &Device,
+    stop: &Stop,
+) -> Result<(Vec<Made>, usize)> {
     let generator = Generator::open(&args.checkpoint, network, args.text_encoder.as_deref(), device)?;
     let most = generator.max_frames();
     if !(2..=most).contains(&frames) {
@@ -330,13 +335,13 @@ fn by_latents(args: &Args, network: &str, frames: usize, device: &Device) -> Res
         }
     }
     make_room(args)?;
-    let motions = generator.generate(&requests, &args.sampling.options())?;
+    let motions = generator.generate(&requests, &args.sampling.options(), || !stop.requested())?;
     let made = |(name, frames): (String, Vec<Frame>)| Made { name, kept: vec![false; frames.len()], frames };
-    Ok(names.into_iter().zip(motions).map(made).collect())
+    Ok((names.into_iter().zip(motions).map(made).collect(), requests.len()))
 }
 
-/// Motions chunk by chunk; those that were finished if interrupted.
-fn by_stream(args: &Args, frames: usize, device: &Device, stop: &Stop) -> Result<Vec<Made>> {
+/// Motions chunk by chunk, and how many were asked for: more, if interrupted.
+fn by_stream(args: &Args, frames: usize, device: &Device, stop: &Stop) -> Result<(Vec<Made>, usize)> {
     let generator = StreamGenerator::open(&args.checkpoint, args.text_encoder.as_deref(), device)?;
     let shared = generator.shared();
     let read = |path: &Path| frames_of_file(path, shared.config.source.skeleton.as_deref());
@@ -390,7 +395,7 @@ fn by_stream(args: &Args, frames: usize, device: &Device, stop: &Stop) -> Result
     make_room(args)?;
     let total: usize = jobs.iter().flat_map(|(_, pieces)| pieces).map(Piece::len).sum();
     let mut progress = args.common.progress(Some(total as u64), "frames");
-    let mut made = Vec::new();
+    let (mut made, asked) = (Vec::new(), jobs.len() * args.count as usize);
     for (name, pieces) in jobs {
         let mut done = 0;
         let mut seen = |n: usize| {
@@ -412,7 +417,7 @@ fn by_stream(args: &Args, frames: usize, device: &Device, stop: &Stop) -> Result
         }
     }
     progress.finish();
-    Ok(made)
+    Ok((made, asked))
 }
 
 /// Writes the files of all motions, page and pictures.
