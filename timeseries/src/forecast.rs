@@ -15,6 +15,8 @@ pub struct LookBack<'a> {
     pub times: &'a [i64],
     /// Their values, row after row, in the order of the checkpoint's columns.
     pub values: &'a [f64],
+    /// How the series' times go on.
+    pub course: Course,
 }
 
 /// What comes next.
@@ -101,9 +103,11 @@ impl Forecaster {
     pub fn look_back<'a>(&self, series: &'a Series, end: usize) -> Result<LookBack<'a>> {
         let (l, n) = (self.config.seq_len, self.config.columns.len());
         match end.checked_sub(l) {
-            Some(start) => {
-                Ok(LookBack { times: &series.times[start..end], values: &series.values[start * n..end * n] })
-            }
+            Some(start) => Ok(LookBack {
+                times: &series.times[start..end],
+                values: &series.values[start * n..end * n],
+                course: series.course,
+            }),
             None => Err(Error::Mismatch(format!(
                 "{}the model looks back {l} rows, but there are {end}",
                 if series.id.is_empty() { String::new() } else { format!("series {:?}: ", series.id) }
@@ -145,7 +149,6 @@ impl Forecaster {
             .iter()
             .zip(y.chunks(h * n).zip(spreads.chunks(n)))
             .map(|(look_back, (y, spread))| {
-                let course = Course::new(self.frequency, self.zone, look_back.times);
                 let last = look_back.times[l - 1];
                 let restore = |shift: &dyn Fn(usize) -> f64| -> Vec<f64> {
                     y.iter()
@@ -160,7 +163,7 @@ impl Forecaster {
                     Interval { level, lower: restore(&|i| -half(i)), upper: restore(&half) }
                 };
                 Forecast {
-                    times: (1..=h).map(|step| course.after(last, step)).collect(),
+                    times: (1..=h).map(|step| look_back.course.after(last, step)).collect(),
                     values: restore(&|_| 0.0),
                     intervals: self.levels.iter().map(interval).collect(),
                 }

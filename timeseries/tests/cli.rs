@@ -122,12 +122,16 @@ fn a_model_is_trained_tested_and_forecasts() {
     }
     assert!(std::fs::read(&plot).unwrap().starts_with(b"\x89PNG"));
 
-    // parts hold the same rows, whoever makes them
+    // parts hold the same rows, whoever makes them; the picture is drawn where the part of its series is made
     let parts = file("parts");
-    for shard in ["1/2", "0/2"] {
+    for (shard, draws) in [("1/2", true), ("0/2", false)] {
         let args =
             ["forecast", rows, "--checkpoint", run, "--out", &parts, "--part-series", "1", "--shard", shard];
-        command(&args).assert().success();
+        let of_shard = file(&format!("{}.png", shard.replace('/', "-")));
+        let words =
+            stderr(&mut command(&[&args[..], &["--plot", &of_shard, "--plot-id", "south"]].concat()), 0);
+        assert_eq!(Path::new(&of_shard).exists(), draws, "{shard}: {words}");
+        assert_eq!(words.contains("; the picture is left to another shard"), !draws, "{words}");
     }
     for name in ["part-00000.parquet", "part-00001.parquet"] {
         assert!(Path::new(&parts).join(name).exists(), "{name}");
@@ -378,6 +382,64 @@ fn flags_change_how_the_table_of_a_checkpoint_is_read() {
 }
 
 #[test]
+fn a_checkpoint_remembers_the_decimal_mark_of_its_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, separator: &str, cell: &dyn Fn(usize) -> String| {
+        let row = |i: usize| format!("{i}{separator}{}\n", cell(i));
+        let path = folder.path().join(name);
+        let rows: String = (0..200).map(row).collect();
+        std::fs::write(&path, format!("t{separator}a\n{rows}")).unwrap();
+        path
+    };
+    let trained = |name: &str, cell: &dyn Fn(usize) -> String| {
+        let (rows, out) = (file(name, ";", cell), folder.path().join(format!("run of {name}")));
+        quick(&rows, &out, &["--time", "t", "--set", "train.batch_size=16"]).assert().success();
+        out.to_str().unwrap().to_owned()
+    };
+    let forecast = |run: &str, table: &Path, more: &[&str]| {
+        let args = ["forecast", table.to_str().unwrap(), "--checkpoint", run, "--level", "none", "--quiet"];
+        command(&[&args[..], more].concat())
+    };
+    let first = |command: &mut Command| -> f64 {
+        stdout(command).lines().nth(1).unwrap().rsplit(',').next().unwrap().parse().unwrap()
+    };
+    let thousands = file("thousands.csv", ";", &|i| format!("1.{:03}", i % 7));
+    let comma = file("comma.csv", ";", &|i| format!("1,{:03}", i % 7));
+
+    let grouped = trained("grouped.csv", &|i| format!("1.{:03},5", i % 7));
+    assert!(first(&mut forecast(&grouped, &thousands, &[])) > 900.0, "a thousand");
+    assert!(first(&mut forecast(&grouped, &thousands, &["--decimal", "point"])) < 900.0, "a flag says more");
+    let by_commas = file("by_commas.csv", ",", &|i| format!("1.{:03}", i % 7));
+    assert!(first(&mut forecast(&grouped, &by_commas, &[])) < 900.0, "commas that separate are no marks");
+
+    let plain = trained("plain.csv", &|i| format!("10{},5", i % 7));
+    let unclear = stderr(&mut forecast(&plain, &thousands, &[]), 1);
+    assert!(unclear.contains("\"1.000\" is not a number where others have a decimal comma"), "{unclear}");
+    let both = file("both.csv", ";", &|i| format!("1.{:03}{}", i % 7, if i == 0 { ",5" } else { "" }));
+    assert!(first(&mut forecast(&plain, &both, &[])) > 900.0, "points are seen to group digits");
+
+    let point = trained("point.csv", &|i| format!("10{}.5", i % 7));
+    let other = stderr(&mut forecast(&point, &comma, &[]), 1);
+    assert!(other.contains("\"1,000\" is not a number; --decimal comma reads decimal commas"), "{other}");
+}
+
+#[test]
+fn quarters_end_with_their_last_day_whatever_the_look_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, out) = (folder.path().join("quarters.csv"), folder.path().join("run"));
+    let ends = ["03-31", "06-30", "09-30", "12-31"];
+    let rows: String = (0..59).map(|i| format!("{}-{},{}\n", 2001 + i / 4, ends[i % 4], i % 5)).collect();
+    std::fs::write(&path, format!("date,a\n{rows}")).unwrap();
+    let small = ["--horizon", "2", "--look-back", "2", "--set", "train.batch_size=4"];
+    let (table, run) = (path.to_str().unwrap(), out.to_str().unwrap());
+    let args = ["train", table, "--out", run, "--model", "dlinear", "--epochs", "1"];
+    command(&[&args[..], &small].concat()).assert().success();
+    let csv = stdout(&mut command(&["forecast", table, "--checkpoint", run, "--level", "none"]));
+    let times: Vec<&str> = csv.lines().skip(1).map(|line| line.split(',').nth(1).unwrap()).collect();
+    assert_eq!(times, ["2015-12-31T00:00:00", "2016-03-31T00:00:00"]);
+}
+
+#[test]
 fn nothing_is_written_over_unasked() {
     let folder = tempfile::tempdir().unwrap();
     let (rows, out) = (table(&folder, "load.csv", 400), folder.path().join("run"));
@@ -387,6 +449,16 @@ fn nothing_is_written_over_unasked() {
     for verb in ["forecast", "backtest"] {
         let own = stderr(&mut command(&[verb, rows, "--checkpoint", run, "--out", rows, "--overwrite"]), 2);
         assert!(own.contains("is the table itself; name another file"), "{own}");
+        let (table, plot) = (folder.path().join("rows.svg"), folder.path().join("new.svg"));
+        std::fs::copy(rows, &table).unwrap();
+        for (plot, what) in [(&table, "the table itself"), (&plot, "the file of --out")] {
+            let (table, plot) = (table.to_str().unwrap(), plot.to_str().unwrap());
+            let out = folder.path().join("run/../new.svg");
+            let args = [verb, table, "--checkpoint", run, "--out", out.to_str().unwrap(), "--plot", plot];
+            let refused = stderr(&mut command(&args), 2);
+            assert!(refused.contains(&format!("--plot {plot} is {what}; name another file")), "{refused}");
+        }
+        assert!(std::fs::read(table).unwrap() == before && !plot.exists());
     }
     assert!(std::fs::read(rows).unwrap() == before);
     let notes = folder.path().join("notes.csv");

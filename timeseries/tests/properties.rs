@@ -487,6 +487,12 @@ fn hours_and_days_are_those_of_the_zone() {
         table.counts.to_string(),
         "5 rows of 1 series every 1 day; 1 missing row filled in; 1 missing value filled forward"
     );
+    // days of UTC are told from those of the zone
+    let midnights = ["2021-10-29", "2021-10-30", "2021-10-31", "2021-11-02", "2021-11-03"];
+    let midnights = midnights.map(|day| format!("{day}T00:00:00Z"));
+    let table = rows(&midnights.each_ref().map(String::as_str)).unwrap();
+    assert_eq!((table.counts.filled_rows, table.series[0].len()), (1, 6));
+    assert_eq!(table.series[0].times[3], table.series[0].times[0] + 3 * 86_400_000);
     let table = rows(&["2021-01-31", "2021-02-28", "2021-03-31", "2021-05-31"]).unwrap();
     assert_eq!(
         table.counts.to_string(),
@@ -548,7 +554,6 @@ fn parquet_types_are_read_or_named() {
         Arc::new(BinaryArray::from_iter_values([b"x"; 3])) as ArrayRef,
         Arc::new(BooleanArray::from(vec![true; 3])),
         Arc::new(Time32MillisecondArray::from_iter_values([1, 2, 3])),
-        Arc::new(["x", "y", "x"].into_iter().collect::<DictionaryArray<Int32Type>>()),
     ] {
         let (_folder, path) =
             parquet(vec![("time", naive.clone()), ("a", value.clone()), ("b", other.clone())]);
@@ -558,6 +563,19 @@ fn parquet_types_are_read_or_named() {
         let error = Table::read(&path, &named).unwrap_err().to_string();
         assert!(error.contains("column \"b\" is of type"), "{error}");
     }
+    let categories: ArrayRef = Arc::new(["x", "x", "y"].into_iter().collect::<DictionaryArray<Int32Type>>());
+    let (_folder, path) = parquet(vec![("time", naive.clone()), ("a", value.clone()), ("b", categories)]);
+    let table = Table::read(&path, &TableOptions::default()).unwrap();
+    assert!(table.counts.to_string().ends_with("; no numbers in b"), "{}", table.counts);
+    let by_id = TableOptions { id: Some("b".into()), ..Default::default() };
+    let table = Table::read(&path, &by_id).unwrap();
+    assert_eq!(
+        table.series.iter().map(|s| (s.id.as_str(), s.len())).collect::<Vec<_>>(),
+        [("x", 2), ("y", 1)]
+    );
+    let as_value = TableOptions { columns: vec!["b".into()], ..Default::default() };
+    let error = Table::read(&path, &as_value).unwrap_err().to_string();
+    assert!(error.contains("column \"b\" holds cat"), "{error}");
     for (name, number) in [
         ("Int32", Arc::new(Int32Array::from_iter_values([1, 2, 3])) as ArrayRef),
         ("UInt32", Arc::new(UInt32Array::from_iter_values([1, 2, 3]))),

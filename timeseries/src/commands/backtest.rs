@@ -97,11 +97,9 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let checkpoint = super::open(&args.checkpoint, &args.table)?;
     let config = checkpoint.config();
     let source = Source::new(args.table_file.as_deref())?;
-    if let Some(out) = &args.out {
-        source.refuse_as_output(out)?;
-        if out.exists() && !args.overwrite {
-            return Err(anyhow!("{} exists already", out.display())).hint("--overwrite replaces it");
-        }
+    source.refuse_as_outputs(args.out.as_deref(), &args.plot)?;
+    if let Some(out) = args.out.as_ref().filter(|out| out.exists() && !args.overwrite) {
+        return Err(anyhow!("{} exists already", out.display())).hint("--overwrite replaces it");
     }
     let table = source.read(&config.table)?;
     let forecaster = Forecaster::new(&checkpoint, table.frequency, &[args.level], &device)?;

@@ -25,8 +25,8 @@ const BATCH: usize = 64;
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Each row of the output is one time of one variable of one series: id, time, column, forecast, and a lower and an upper
-bound for each level. With --plot the first series is drawn (or the one that --plot-id names). Times are in UTC, or with
---time-zone in that zone with its offset.
+bound for each level. With --plot the first series is drawn (or the one that --plot-id names), with --shard by the shard
+that makes its part. Times are in UTC, or with --time-zone in that zone with its offset.
 
 The table is read as that of the training was, where the flags under Table do not say otherwise.
 
@@ -116,7 +116,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let checkpoint = super::open(&args.checkpoint, &args.table)?;
     let config = checkpoint.config();
     let source = Source::new(args.table_file.as_deref())?;
-    source.refuse_as_output(&args.out)?;
+    source.refuse_as_outputs(Some(&args.out), &args.plot)?;
     let options = source.options(&config.table);
     let targets = targets(&args.targets, config)?;
     let note = |line: &str| {
@@ -135,14 +135,13 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             targets: &targets,
             forecaster: None,
             drawn: false,
+            pictures: String::new(),
         };
         if let (_, Some(words)) = shown(&targets, config)
             && !args.plot.is_empty()
         {
             note(&format!("{words}; --targets chooses others"));
         }
-        let pictures: String =
-            args.plot.iter().map(|path| format!("; picture in {}", path.display())).collect();
         let Some(mut output) = destination(&args, &checkpoint, path, &maker.schema())? else {
             while !args.plot.is_empty()
                 && !maker.drawn
@@ -151,7 +150,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
                 maker.draw(&next, &stream)?;
             }
             maker.check_drawn()?;
-            let out = args.out.display();
+            let (out, pictures) = (args.out.display(), maker.pictures);
             note(&format!("{out}: finished before from the same table and model: left as it is{pictures}"));
             return Ok(());
         };
@@ -174,9 +173,10 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         maker.check_drawn()?;
         let left = output.finish()?;
         note(&format!(
-            "{}\nforecasts of {series} series in {}{left}{pictures}",
+            "{}\nforecasts of {series} series in {}{left}{}",
             stream.counts(),
-            args.out.display()
+            args.out.display(),
+            maker.pictures
         ));
         Ok(())
     })?;
@@ -204,7 +204,10 @@ struct Maker<'a> {
     device: &'a candle_core::Device,
     targets: &'a [usize],
     forecaster: Option<Arc<Forecaster>>,
+    /// Whether the series to draw has come.
     drawn: bool,
+    /// Words on what became of the pictures.
+    pictures: String,
 }
 
 impl Maker<'_> {
@@ -227,7 +230,7 @@ impl Maker<'_> {
         Ok(self.forecaster.insert(Arc::new(forecaster)).clone())
     }
 
-    /// Draws a series if it is the one to draw.
+    /// Draws the series that was read last if it is the one to draw, and of a part that is made here.
     fn draw(&mut self, series: &Series, stream: &SeriesStream) -> Result<()> {
         if self.drawn || self.args.plot_id.as_ref().is_some_and(|id| *id != series.id) {
             return Ok(());
@@ -236,9 +239,17 @@ impl Maker<'_> {
         if self.args.plot.is_empty() {
             return Ok(());
         }
+        let part = (stream.counts().series - 1) / self.args.part_series as usize;
+        if !self.args.shard.unwrap_or_default().owns(part) {
+            self.pictures = "; the picture is left to another shard".into();
+            return Ok(());
+        }
         let forecaster = self.forecaster(stream)?;
         let forecasts = forecaster.forecast(&[forecaster.look_back(series, series.len())?])?;
-        draw(self.args, &forecaster, self.targets, series, &forecasts[0])
+        draw(self.args, &forecaster, self.targets, series, &forecasts[0])?;
+        self.pictures =
+            self.args.plot.iter().map(|path| format!("; picture in {}", path.display())).collect();
+        Ok(())
     }
 
     /// Refuses to end without the series that was to be drawn.

@@ -70,12 +70,17 @@ impl Source {
         Ok(table)
     }
 
-    /// Refuses to write over the table.
-    pub(crate) fn refuse_as_output(&self, out: &Path) -> Result<()> {
-        let real = |path: &Path| std::fs::canonicalize(path).ok();
-        let table = self.path.as_deref().and_then(real);
-        if table.is_some() && table == real(out) {
-            let message = format!("--out {} is the table itself; name another file", out.display());
+    /// Refuses to write over the table, and pictures over the output.
+    pub(crate) fn refuse_as_outputs(&self, out: Option<&Path>, plots: &[PathBuf]) -> Result<()> {
+        let (table, output) = (self.path.as_deref().map(real), out.map(real));
+        let plots = plots.iter().map(|plot| ("--plot", plot.as_path()));
+        for (flag, path) in out.map(|out| ("--out", out)).into_iter().chain(plots) {
+            let what = match Some(real(path)) {
+                path if path == table => "the table itself",
+                path if path == output && flag == "--plot" => "the file of --out",
+                _ => continue,
+            };
+            let message = format!("{flag} {} is {what}; name another file", path.display());
             return Err(mamba_core::Error::Config(message).into());
         }
         Ok(())
@@ -86,6 +91,13 @@ impl Source {
         let name = |path: &PathBuf| path.display().to_string();
         self.path.as_ref().map_or_else(|| "the bundled weather of New York's airports".into(), name)
     }
+}
+
+/// Where a file lies or is to lie, by whatever path.
+fn real(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let in_folder = || Some(std::fs::canonicalize(absolute.parent()?).ok()?.join(absolute.file_name()?));
+    std::fs::canonicalize(path).ok().or_else(in_folder).unwrap_or_else(|| absolute.clone())
 }
 
 /// A checkpoint, for a table that is read as that of the training was where no flag says otherwise.

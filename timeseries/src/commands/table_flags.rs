@@ -49,6 +49,7 @@ impl TableFlags {
             id: self.id.clone().or(options.id),
             columns: options.columns,
             decimal: self.decimal.or(options.decimal),
+            numbers: options.numbers,
             time_format: self.time_format.clone().or(options.time_format),
             time_zone: self.time_zone.clone().or(options.time_zone),
             missing_values: match self.missing_values.is_empty() {

@@ -199,7 +199,7 @@ impl Run<'_> {
             scaler: data.scaler().clone(),
             frequency: Some(table.frequency),
             split: cfg.split,
-            table: self.options.clone(),
+            table: TableOptions { numbers: table.numbers, ..self.options.clone() },
             batch_size: cfg.train.batch_size,
         };
         if let (ModelConfig::BiMambaPlus(asked), ModelConfig::BiMambaPlus(decided)) =

@@ -248,8 +248,8 @@ impl RawSeries {
                 return Err(Error::series(path, &id, message));
             }
         }
-        let series = Series { id, times, values };
-        fill(path, series, columns, options.missing, course, counts)
+        let series = Series { id, times, values, course };
+        fill(path, series, columns, options.missing, counts)
     }
 }
 
@@ -259,7 +259,6 @@ fn fill(
     mut series: Series,
     columns: &[String],
     policy: Missing,
-    course: Course,
     counts: &mut Counts,
 ) -> Result<Series> {
     let n = columns.len();
@@ -270,7 +269,7 @@ fn fill(
     match policy {
         Missing::Error => {
             let at = series.values.iter().position(|v| v.is_nan()).unwrap_or(0);
-            let (column, time) = (&columns[at % n], course.format(series.times[at / n]));
+            let (column, time) = (&columns[at % n], series.course.format(series.times[at / n]));
             let message = format!("column {column:?} has no value at {time}; --missing forward fills it");
             return Err(Error::series(path, &series.id, message));
         }

@@ -28,11 +28,14 @@ pub enum Decimal {
 }
 
 /// How the numbers of a table are written.
-#[derive(Clone, Copy, Debug)]
-enum Numbers {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Numbers {
+    /// With a decimal point.
     Point,
-    /// `1.234` is a thousand only where it is known that points group digits.
+    /// With a decimal comma.
     Comma {
+        /// Whether it is known that points group digits, so that `1.234` is a thousand.
         grouped: bool,
     },
 }
@@ -46,7 +49,8 @@ pub(super) struct Layout {
     pub(super) columns: Vec<String>,
     /// Columns that hold no numbers.
     pub(super) skipped: Vec<String>,
-    numbers: Numbers,
+    /// None where the values do not show it; then with a decimal point.
+    pub(super) numbers: Option<Numbers>,
     missing: Vec<String>,
     /// The numbers among them.
     missing_numbers: Vec<f64>,
@@ -86,7 +90,7 @@ impl Layout {
             id: options.id.clone(),
             columns: options.columns.clone(),
             skipped: chunk.unread.clone(),
-            numbers: Numbers::Point,
+            numbers: None,
             missing_numbers: missing.iter().filter_map(|word| word.parse().ok()).collect(),
             missing,
             zone: options.zone()?,
@@ -94,12 +98,22 @@ impl Layout {
         let is_value = |name: &&String| **name != layout.time && Some(*name) != layout.id.as_ref();
         let candidates: Vec<&String> = names.iter().filter(is_value).collect();
         layout.numbers = match options.decimal {
-            Some(Decimal::Comma) => Numbers::Comma { grouped: true },
+            Some(Decimal::Point) => Some(Numbers::Point),
+            Some(Decimal::Comma) => Some(Numbers::Comma { grouped: true }),
             None if chunk.separator.is_some_and(|s| s != b',') => {
                 let chosen: Vec<&String> = options.columns.iter().collect();
-                numbers(path, chunk, if chosen.is_empty() { &candidates } else { &chosen })?
+                let columns = if chosen.is_empty() { &candidates } else { &chosen };
+                match options.numbers {
+                    None => numbers(path, chunk, columns)?,
+                    // points may be found to group digits
+                    Some(known @ Numbers::Comma { grouped: false }) => match numbers(path, chunk, columns)? {
+                        Some(found @ Numbers::Comma { .. }) => Some(found),
+                        _ => Some(known),
+                    },
+                    known => known,
+                }
             }
-            _ => Numbers::Point,
+            None => None,
         };
         if options.columns.is_empty() {
             for name in candidates {
@@ -136,17 +150,19 @@ impl Layout {
     fn number(&self, value: &str) -> Option<f64> {
         let value = value.trim();
         match self.numbers {
-            Numbers::Point => value.parse().ok(),
-            Numbers::Comma { grouped: false } if may_be_point(value) => None,
-            Numbers::Comma { .. } => of_comma(value),
+            None | Some(Numbers::Point) => value.parse().ok(),
+            Some(Numbers::Comma { grouped: false }) if may_be_point(value) => None,
+            Some(Numbers::Comma { .. }) => of_comma(value),
         }
     }
 
     /// Why a value is not a number, and which flag would make it one.
     fn no_number(&self, value: &str) -> String {
         let advice = match self.numbers {
-            Numbers::Point if of_comma(value).is_some() => "; --decimal comma reads decimal commas",
-            Numbers::Comma { .. } if may_be_point(value) => {
+            None | Some(Numbers::Point) if of_comma(value).is_some() => {
+                "; --decimal comma reads decimal commas"
+            }
+            Some(Numbers::Comma { .. }) if may_be_point(value) => {
                 " where others have a decimal comma; --decimal comma or point says how numbers are written"
             }
             _ => "",
@@ -260,8 +276,9 @@ fn may_be_point(value: &str) -> bool {
     value.contains('.') && value.parse::<f64>().is_ok()
 }
 
-/// How the first numbers of text columns are written, where commas do not separate them; both ways are an error.
-fn numbers(path: &Path, chunk: &Chunk, columns: &[&String]) -> Result<Numbers> {
+/// How the first numbers of text columns are written, where commas do not separate them; none where no value shows it. Both
+/// ways are an error.
+fn numbers(path: &Path, chunk: &Chunk, columns: &[&String]) -> Result<Option<Numbers>> {
     let mut values = Vec::new();
     for name in columns {
         let Ok(text) = chunk.frame.column(name).and_then(|column| column.str()) else { continue };
@@ -270,12 +287,13 @@ fn numbers(path: &Path, chunk: &Chunk, columns: &[&String]) -> Result<Numbers> {
     }
     let with_comma = |value: &str| value.contains(',') && of_comma(value).is_some();
     let Some((first, comma, _)) = values.iter().find(|(_, value, _)| with_comma(value)) else {
-        return Ok(Numbers::Point);
+        let point = |value: &str| may_be_point(value) && of_comma(value).is_none();
+        return Ok(values.iter().any(|(_, value, _)| point(value)).then_some(Numbers::Point));
     };
     let grouped = values.iter().any(|(_, value, _)| value.contains('.') && with_comma(value));
     let other = |value: &str| may_be_point(value) && !(grouped && of_comma(value).is_some());
     match values.iter().find(|(_, value, _)| other(value)) {
-        None => Ok(Numbers::Comma { grouped }),
+        None => Ok(Some(Numbers::Comma { grouped })),
         Some((name, point, line)) => {
             let message = format!(
                 "column {name:?}: {point:?} where column {first:?} has {comma:?}; --decimal comma or point says how \

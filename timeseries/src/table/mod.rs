@@ -20,7 +20,7 @@ mod parquet;
 mod time;
 
 pub use clean::{Counts, Duplicates, Gaps, Missing};
-pub use layout::{Decimal, columns_named};
+pub use layout::{Decimal, Numbers, columns_named};
 pub(crate) use time::local;
 pub use time::{Course, Frequency, Notation};
 
@@ -45,6 +45,10 @@ pub struct TableOptions {
     pub columns: Vec<String>,
     /// Decimal mark; none where it is to be recognised.
     pub decimal: Option<Decimal>,
+    /// How the numbers of another table, such as that of the training, were recognised to be written: what holds where
+    /// the mark is to be recognised.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub numbers: Option<Numbers>,
     /// Notation of the times; none where it is to be recognised.
     pub time_format: Option<String>,
     /// Zone of times that do not name one; none for UTC.
@@ -85,6 +89,8 @@ pub struct Series {
     pub times: Vec<i64>,
     /// Values, row after row.
     pub values: Vec<f64>,
+    /// How its times go on.
+    pub course: Course,
 }
 
 impl Series {
@@ -112,6 +118,8 @@ pub struct Table {
     pub frequency: Frequency,
     /// How the times are written.
     pub notation: Notation,
+    /// How the numbers are written, where values or options showed it.
+    pub numbers: Option<Numbers>,
     /// What was put right.
     pub counts: Counts,
 }
@@ -163,6 +171,7 @@ impl Table {
             series,
             frequency,
             notation: layout.notation,
+            numbers: layout.numbers,
             counts,
         })
     }

@@ -39,7 +39,7 @@ impl ParquetChunks {
                 Kind::Text => all || any_time,
                 Kind::Time => any_time,
                 Kind::Number | Kind::OtherNumber => all,
-                Kind::Other => false,
+                Kind::Categories | Kind::Other => false,
             };
             match named || wanted {
                 true if matches!(kind, Kind::Other | Kind::OtherNumber) => {
@@ -64,6 +64,8 @@ impl ParquetChunks {
 enum Kind {
     Text,
     Time,
+    /// Text by its place in a dictionary, which ids may be.
+    Categories,
     Number,
     /// Numbers of types that are not read.
     OtherNumber,
@@ -76,6 +78,7 @@ impl Kind {
         use ArrowDataType::*;
         match dtype {
             Utf8 | LargeUtf8 | Utf8View => Self::Text,
+            Dictionary(_, text, _) if matches!(**text, Utf8 | LargeUtf8 | Utf8View) => Self::Categories,
             Date32 | Date64 => Self::Time,
             Timestamp(_, zone) if TimeZone::opt_try_new(zone.clone()).is_ok() => Self::Time,
             Int32 | Int64 | UInt32 | UInt64 | Float32 | Float64 => Self::Number,

@@ -4,10 +4,12 @@
 //! table whose time column holds whole numbers, it is that number.
 
 use chrono::{
-    DateTime, Datelike, MappedLocalTime, NaiveDate, NaiveDateTime, TimeDelta, TimeZone, Timelike, Utc,
+    DateTime, Datelike, MappedLocalTime, NaiveDate, NaiveDateTime, NaiveTime, TimeDelta, TimeZone, Timelike,
+    Utc,
 };
 use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fmt;
 
@@ -202,7 +204,8 @@ impl Frequency {
         // Months are not all of one length.
         let of_a_day = |time: i64| local(time, zone).day().min(28);
         if distance >= 28 * DAY && times.iter().all(|&t| of_a_day(t) == of_a_day(times[0])) {
-            let least = times.windows(2).map(|pair| months_between(pair[0], pair[1], zone)).min()?;
+            let pairs = times.windows(2).filter(|pair| pair[0] != pair[1]);
+            let least = pairs.map(|pair| months_between(pair[0], pair[1], zone)).min()?;
             return Some(Self::Months(least.max(1) as u32));
         }
         Some(Self::Milliseconds(distance))
@@ -242,41 +245,82 @@ fn months_between(earlier: i64, later: i64, zone: Option<Tz>) -> i64 {
     month(later) - month(earlier)
 }
 
-/// How the times of one series go on: days and months are those of its zone, and a month's row falls on the day of the
-/// month on which the series' rows fall, or on the last day of a shorter month.
-#[derive(Clone, Copy, Debug)]
+/// The most common time of day; of several the first.
+fn most_common(times: impl Iterator<Item = NaiveTime>) -> Option<NaiveTime> {
+    let mut counts: HashMap<NaiveTime, usize> = HashMap::new();
+    times.for_each(|time| *counts.entry(time).or_default() += 1);
+    counts.into_iter().max_by_key(|&(time, count)| (count, Reverse(time))).map(|(time, _)| time)
+}
+
+/// How the times of one series go on: days and months are those of its zone, or of UTC where its rows fall on one time of
+/// day there, and a month's row falls on the day of the month on which the series' rows fall, or on the last day of a
+/// shorter month.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Course {
     frequency: Frequency,
+    /// In which times are written.
     zone: Option<Tz>,
+    /// Whose days and months count; none for those of UTC.
+    calendar: Option<Tz>,
+    /// The local time of day of most rows; none where it does not matter.
+    clock: Option<NaiveTime>,
     day: u32,
 }
 
 impl Course {
     /// The course of a series with rows at these times.
     pub fn new(frequency: Frequency, zone: Option<Tz>, times: &[i64]) -> Self {
-        let day = match frequency {
-            Frequency::Months(_) => times.iter().map(|&time| local(time, zone).day()).max(),
-            _ => None,
+        let mut course = Self { frequency, zone, calendar: zone, clock: None, day: 1 };
+        let of_days = match frequency {
+            Frequency::Milliseconds(step) => step % DAY == 0,
+            Frequency::Months(_) => true,
+            Frequency::Steps(_) => false,
         };
-        Self { frequency, zone, day: day.unwrap_or(1) }
+        if zone.is_some() && of_days {
+            course.clock = most_common(times.iter().map(|&time| local(time, zone).time()));
+            let in_utc = most_common(times.iter().map(|&time| local(time, None).time()));
+            let of_utc = times.iter().filter(|&&time| Some(local(time, None).time()) == in_utc).count();
+            if times.iter().filter(|&&time| course.on_the_clock(time)).count() < of_utc {
+                (course.calendar, course.clock) = (None, None);
+            }
+        }
+        if let Frequency::Months(_) = frequency {
+            course.day = times.iter().map(|&time| local(time, course.calendar).day()).max().unwrap_or(1);
+        }
+        course
+    }
+
+    /// Whether a time is at the rows' time of day, or at the one to which clocks are put forward when they pass over it.
+    fn on_the_clock(self, time: i64) -> bool {
+        let at = local(time, self.calendar);
+        self.clock.is_some_and(|clock| {
+            at.time() == clock || from_local(at.date().and_time(clock), self.calendar) == time
+        })
+    }
+
+    /// The local time from which steps are counted: where clocks passed over the rows' time of day, that time.
+    fn start(self, time: i64) -> NaiveDateTime {
+        let at = local(time, self.calendar);
+        let clock = self.clock.filter(|_| self.on_the_clock(time));
+        at.date().and_time(clock.unwrap_or(at.time()))
     }
 
     /// The time `n` steps after `time`.
     pub fn after(self, time: i64, n: usize) -> i64 {
         let n = n as i64;
         match self.frequency {
-            Frequency::Milliseconds(step) if self.zone.is_some() && step % DAY == 0 => {
-                let at = local(time, self.zone);
+            Frequency::Milliseconds(step) if self.calendar.is_some() && step % DAY == 0 => {
+                let at = self.start(time);
                 let later = at.checked_add_signed(TimeDelta::milliseconds(step * n));
-                from_local(later.unwrap_or(at), self.zone)
+                from_local(later.unwrap_or(at), self.calendar)
             }
             Frequency::Milliseconds(step) | Frequency::Steps(step) => time + step * n,
             Frequency::Months(step) => {
-                let at = local(time, self.zone);
+                let at = self.start(time);
                 let month = i64::from(at.year()) * 12 + i64::from(at.month0()) + i64::from(step) * n;
                 let (year, month) = (month.div_euclid(12) as i32, month.rem_euclid(12) as u32 + 1);
                 let date = (1..=self.day).rev().find_map(|day| NaiveDate::from_ymd_opt(year, month, day));
-                from_local(date.unwrap_or(at.date()).and_time(at.time()), self.zone)
+                from_local(date.unwrap_or(at.date()).and_time(at.time()), self.calendar)
             }
         }
     }
@@ -284,17 +328,17 @@ impl Course {
     /// How many steps `later` is after `earlier`; `None` when it lies between two steps.
     pub(crate) fn steps_between(self, earlier: i64, later: i64) -> Option<usize> {
         let (steps, exact) = match self.frequency {
-            Frequency::Milliseconds(step) if self.zone.is_some() && step % DAY == 0 => {
-                let (a, b) = (local(earlier, self.zone), local(later, self.zone));
+            Frequency::Milliseconds(step) if self.calendar.is_some() && step % DAY == 0 => {
+                let (a, b) = (self.start(earlier), self.start(later));
                 let days = (b.date() - a.date()).num_milliseconds();
-                (days / step, days % step == 0 && self.same_time_of_day(a, b))
+                (days / step, days % step == 0 && a.time() == b.time())
             }
             Frequency::Milliseconds(step) | Frequency::Steps(step) => {
                 let distance = later - earlier;
                 (distance.checked_div(step)?, distance % step == 0)
             }
             Frequency::Months(step) => {
-                let steps = months_between(earlier, later, self.zone) / i64::from(step);
+                let steps = months_between(earlier, later, self.calendar) / i64::from(step);
                 // a row may stand some days before the end of its month
                 let off = self.after(earlier, usize::try_from(steps).ok()?) - later;
                 (steps, off.abs() <= 3 * DAY)
@@ -302,12 +346,6 @@ impl Course {
         };
         let steps = usize::try_from(steps).ok()?;
         (exact && (steps > 0 || earlier == later)).then_some(steps)
-    }
-
-    /// Whether two local times are at the same time of day, or at one that clocks passed over on the other's day.
-    fn same_time_of_day(self, a: NaiveDateTime, b: NaiveDateTime) -> bool {
-        let skipped = |at: NaiveDateTime| Moment::of_local(at, self.zone).is_err();
-        a.time() == b.time() || skipped(a.date().and_time(b.time())) || skipped(b.date().and_time(a.time()))
     }
 
     /// A time as text.
@@ -420,6 +458,33 @@ mod tests {
     }
 
     #[test]
+    fn pairs_of_equal_times_do_not_make_quarters_months() {
+        let quarters = ["2021-01-31", "2021-01-31", "2021-04-30", "2021-07-31", "2021-07-31"];
+        assert_eq!(course(&quarters, None).0.frequency, Frequency::Months(3));
+    }
+
+    #[test]
+    fn rows_at_one_time_of_day_in_utc_go_on_by_its_days_and_months() {
+        let berlin = Some(Tz::Europe__Berlin);
+        let days = ["2021-10-29", "2021-10-30", "2021-10-31", "2021-11-01", "2021-11-02"];
+        let days = days.map(|day| format!("{day}T00:00:00Z"));
+        let (daily, times) = course(&days.each_ref().map(String::as_str), berlin);
+        assert_eq!(daily.steps_between(times[0], times[4]), Some(4));
+        assert_eq!(daily.after(times[0], 4), times[4]);
+        assert_eq!(daily.format(times[4]), "2021-11-02T01:00:00+01:00");
+        let months = ["2021-08-01T00:00:00Z", "2021-09-01T00:00:00Z", "2021-10-01T00:00:00Z"];
+        for zone in [Tz::Europe__Berlin, Tz::America__New_York] {
+            let (monthly, times) = course(&[&months[..], &["2021-12-01T00:00:00Z"]].concat(), Some(zone));
+            assert_eq!(monthly.after(times[1], 3), times[3], "in {zone}");
+        }
+        // one row at another time of day does not change whose days count
+        let stray = ["2021-10-30 00:00", "2021-10-31 00:00", "2021-11-01 00:00", "2021-11-01 06:00"];
+        let (daily, times) = course(&stray, berlin);
+        assert_eq!(daily.steps_between(times[0], times[2]), Some(2));
+        assert_eq!(daily.steps_between(times[2], times[3]), None);
+    }
+
+    #[test]
     fn days_are_those_of_the_zone() {
         let berlin = Some(Tz::Europe__Berlin);
         let (daily, times) = course(&["2021-03-27", "2021-03-28", "2021-03-29"], berlin);
@@ -436,5 +501,8 @@ mod tests {
         assert_eq!(daily.after(times[0], 2), times[2]);
         let steps = [daily.steps_between(times[1], times[2]), daily.steps_between(times[2], times[3])];
         assert_eq!(steps, [Some(1); 2]);
+        assert_eq!(daily.after(times[2], 1), times[3], "the next day begins at midnight");
+        let (daily, until) = course(&["2018-11-03", "2018-11-04"], brazil);
+        assert_eq!(daily.after(until[1], 1), times[3]);
     }
 }
