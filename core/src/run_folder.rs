@@ -58,6 +58,11 @@ impl RunFolder {
         Ok(Self { dir })
     }
 
+    /// Whether a run is saved in a folder, to be gone on with.
+    pub fn is_saved(dir: &Path) -> bool {
+        dir.join(STATE).exists()
+    }
+
     /// The folder.
     pub fn dir(&self) -> &Path {
         &self.dir

@@ -8,6 +8,7 @@ use crate::models::ModelConfig;
 use crate::recommender::Recommender;
 use crate::{Ids, ItemMap};
 use candle_core::{DType, Device, Tensor};
+use mamba_core::run_folder::RunFolder;
 use mamba_core::{Error, Params, Result, checkpoint};
 use mamba_datasets::AtomicFile;
 use mamba_datasets::job::{Fingerprint, sha256_file};
@@ -133,18 +134,13 @@ pub fn write_items(dir: &Path, items: &ItemMap, counts: &[u64]) -> Result<()> {
     file.commit().map_err(Error::other)
 }
 
-/// Whether a run is saved in this folder, to be gone on with.
-pub fn is_saved(dir: &Path) -> bool {
-    dir.join("optim.safetensors").exists()
-}
-
 /// [`write_items`] for a new run. A saved one that is to go on has them already: they must be the same, and stay as they are.
 ///
 /// # Errors
 /// A file that cannot be written; other items, or other counts.
 pub fn write_or_compare_items(dir: &Path, items: &ItemMap, counts: &[u64]) -> Result<()> {
     let path = dir.join(ITEMS);
-    if !(is_saved(dir) && path.exists()) {
+    if !(RunFolder::is_saved(dir) && path.exists()) {
         return write_items(dir, items, counts);
     }
     let (saved, saved_counts) = read_items(&path)?;

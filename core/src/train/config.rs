@@ -122,11 +122,14 @@ impl TrainConfig {
         }
     }
 
-    /// The settings that a resumed run must share with the saved one. The others only say when to look, save and end.
+    /// Settings that only say when to look, save and end, so that a resumed run may change them.
+    pub const FREE: [&str; 6] = ["steps", "eval_every", "save_every", "log_every", "patience", "max_minutes"];
+
+    /// The settings that a resumed run must share with the saved one: all but [`FREE`](Self::FREE).
     pub(super) fn fixed_part(&self) -> Result<Value> {
         let mut value = serde_json::to_value(self).map_err(Error::other)?;
         if let Some(map) = value.as_object_mut() {
-            for free in ["steps", "eval_every", "save_every", "log_every", "patience", "max_minutes"] {
+            for free in Self::FREE {
                 map.remove(free);
             }
         }

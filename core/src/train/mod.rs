@@ -7,10 +7,12 @@
 
 mod config;
 mod console;
+mod same;
 mod stop;
 
 pub use config::TrainConfig;
 pub use console::Console;
+pub use same::refuse_other_settings;
 pub use stop::Stop;
 
 use crate::device::peak_memory;
@@ -327,7 +329,7 @@ impl<'a> Run<'a> {
             Some((tensors, saved)) => {
                 let saved: State =
                     serde_json::from_value(saved).map_err(|e| Error::run_folder(folder.dir(), e))?;
-                refuse_other_run(folder, &saved.identity, &identity)?;
+                refuse_other_settings(folder.dir(), &saved.identity, &identity, &[])?;
                 restore_params(&params, &tensors)?;
                 optimizer.restore(&tensors, saved.step)?;
                 if let Some(ema) = &mut ema {
@@ -397,36 +399,4 @@ fn restore_params(params: &Params, tensors: &BTreeMap<String, Tensor>) -> Result
         params.set(param.name(), saved[param.name()])?;
     }
     Ok(())
-}
-
-fn refuse_other_run(folder: &RunFolder, saved: &Value, now: &Value) -> Result<()> {
-    let mut differences = Vec::new();
-    compare("", saved, now, &mut differences);
-    if differences.is_empty() {
-        return Ok(());
-    }
-    let message = format!("cannot resume with other settings: {}", differences.join("; "));
-    Err(Error::run_folder(folder.dir(), message))
-}
-
-/// Lists the places where two JSON values differ.
-fn compare(path: &str, saved: &Value, now: &Value, differences: &mut Vec<String>) {
-    match (saved, now) {
-        (Value::Object(a), Value::Object(b)) => {
-            let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
-            for key in keys {
-                let path = if path.is_empty() { key.to_string() } else { format!("{path}.{key}") };
-                compare(
-                    &path,
-                    a.get(key).unwrap_or(&Value::Null),
-                    b.get(key).unwrap_or(&Value::Null),
-                    differences,
-                );
-            }
-        }
-        (saved, now) if saved != now => {
-            differences.push(format!("{path} is {saved} in the saved run, {now} now"));
-        }
-        _ => (),
-    }
 }

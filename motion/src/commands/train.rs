@@ -128,7 +128,7 @@ impl Part {
 
     /// Whether its training in a run was saved.
     fn begun(self, out: &Path) -> bool {
-        out.join(self.folder()).join("optim.safetensors").exists()
+        RunFolder::is_saved(&out.join(self.folder()))
     }
 
     /// Whether its training in a run has ended, and not by time or a signal before all steps that are now asked for.

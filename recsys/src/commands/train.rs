@@ -3,14 +3,14 @@
 use super::compare::{Settings, data_name, save_results, settings_digest};
 use super::eval::{Table, saved_config, test};
 use super::log::LogArgs;
-use anyhow::{Result, bail};
+use anyhow::Result;
 use mamba_core::cli::{CommonArgs, TrainingArgs, interrupted};
 use mamba_core::optim::Decay;
-use mamba_core::run_folder::RunInfo;
+use mamba_core::run_folder::{RunFolder, RunInfo};
 use mamba_core::train::{self, Console, Stop, Task, TrainConfig};
 use mamba_core::{Error, Mamba2Config, Params};
 use mamba_recsys::ModelConfig;
-use mamba_recsys::checkpoint::{RecCheckpoint, is_saved, write_or_compare_items};
+use mamba_recsys::checkpoint::{RecCheckpoint, write_or_compare_items};
 use mamba_recsys::config::{DataConfig, EvalConfig, ObjectiveConfig, Positions, RunConfig};
 use mamba_recsys::data::{Dataset, Log, Split};
 use mamba_recsys::sampler::Sampler;
@@ -116,13 +116,7 @@ impl Args {
 /// Refuses to go on with a saved run under settings that make it another; those of the loop itself, the loop compares.
 fn refuse_other_settings(out: &Path, cfg: &RunConfig) -> Result<()> {
     let (saved, now) = (serde_json::to_value(saved_config(out)?)?, serde_json::to_value(cfg)?);
-    for name in ["model", "data", "objective", "eval"] {
-        let (saved, now) = (&saved[name], &now[name]);
-        if saved != now {
-            bail!("{}: cannot resume with other settings: {name} is {now}, was {saved}", out.display());
-        }
-    }
-    Ok(())
+    Ok(train::refuse_other_settings(out, &saved, &now, &["train"])?)
 }
 
 /// Runs the command.
@@ -146,7 +140,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     drop(log);
 
     let params = Params::fresh(cfg.train.seed, args.common.dtype(), &device);
-    if args.training.resume && is_saved(&args.out) {
+    if args.training.resume && RunFolder::is_saved(&args.out) {
         refuse_other_settings(&args.out, &cfg)?;
     }
     let folder = args.training.folder(&args.out)?;

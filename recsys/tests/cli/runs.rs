@@ -37,9 +37,15 @@ fn a_refused_resume_leaves_the_run_as_it_was() {
         assert_eq!(figures, measured());
     };
     refused("--data more.csv", "cannot resume with other data");
-    refused("--data log.csv --set model.num_layers=2", "cannot resume with other settings: model is");
-    refused("--data log.csv --set eval.exclude_seen=true", "cannot resume with other settings: eval is");
-    refused("--data log.csv --set data.filter.k_core=2", "cannot resume with other settings: data is");
+    refused("--data log.csv --set model.num_layers=2", "model.num_layers is 1 in the saved run, 2 now");
+    refused(
+        "--data log.csv --set eval.exclude_seen=true",
+        "eval.exclude_seen is false in the saved run, true now",
+    );
+    refused(
+        "--data log.csv --set data.filter.k_core=2",
+        "cannot resume with other settings: data.filter.k_core is",
+    );
 
     std::fs::write(dir.join("a.csv"), (0..40).map(student).collect::<String>()).unwrap();
     std::fs::write(
