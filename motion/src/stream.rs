@@ -116,10 +116,13 @@ impl StreamGenerator {
                         _ => &[],
                     };
                     taken = ending.len();
-                    for (chunk, ending) in self.chunks(*frames, ending) {
+                    let chunks = self.chunks(*frames, ending);
+                    let last = chunks.len() - 1;
+                    for (n, (chunk, ending)) in chunks.into_iter().enumerate() {
                         let made = stream.make(&condition, chunk, ending)?;
                         motions.iter_mut().zip(made).for_each(|(motion, made)| motion.extend(made));
-                        if !seen(motions[0].len()) {
+                        let whole = i + 1 == pieces.len() && n == last;
+                        if !seen(motions[0].len()) && !whole {
                             return Ok(None);
                         }
                     }

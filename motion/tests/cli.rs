@@ -132,6 +132,7 @@ fn a_finished_training_is_left_alone_and_another_is_refused() {
 
     let shared = std::fs::read(run.join("motion.json")).unwrap();
     for (flags, message) in [
+        ("--set latent.diffusion.steps=500", "latent.diffusion.steps is 1000 in the saved run, 500 now"),
         ("--set vae.latent_dim=32", "vae.latent_dim is 16 in the saved run, 32 now"),
         ("--preset small", "vae.n_layer is 2 in the saved run, 3 now"),
         ("--set train_vae.learning_rate=0.5", "train_vae.learning_rate is 0.001 in the saved run, 0.5 now"),
@@ -171,10 +172,16 @@ fn parts_that_ended_by_time_or_get_more_steps_go_on() {
     let (code, _, stderr) = motion(&format!("train --out {} --resume", run.display()));
     assert!(code == 0 && stderr.contains("vae: finished"), "{stderr}");
     assert_eq!(steps("denoiser"), (3, "Completed".into()));
+    // and again: nothing that was put away is lost
+    let (code, _, stderr) = motion(&more.replace("steps=5", "steps=6"));
+    assert!(code == 0 && stderr.contains("denoiser.old2"), "{stderr}");
+    for away in ["denoiser.old", "denoiser.old2"] {
+        assert!(run.join(away).join("model.safetensors").exists(), "{away}");
+    }
 
     std::fs::remove_file(run.join("vae/model.safetensors")).unwrap();
     let (code, stdout, stderr) = motion(&format!("info {}", run.display()));
-    assert!(code == 0 && stdout.contains("no weights yet, 5 steps, Completed"), "{stdout}{stderr}");
+    assert!(code == 0 && stdout.contains("no weights yet, 6 steps, Completed"), "{stdout}{stderr}");
     let only = folder.path().join("only");
     let (code, _, stderr) = motion(&format!("train --out {} --parts vae --minutes 0", only.display()));
     assert!(code == 0 && !stderr.contains("next:"), "{stderr}");

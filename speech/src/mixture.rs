@@ -314,7 +314,7 @@ fn refuse_pairs(clean: &[(PathBuf, Vec<f32>)], noise: &[(PathBuf, Vec<f32>)]) ->
         pairs.extend(likeness.max_by(|a, b| a.0.total_cmp(&b.0)));
     }
     let mean = pairs.iter().map(|(likeness, ..)| likeness).sum::<f64>() / pairs.len() as f64;
-    match pairs.first() {
+    match pairs.into_iter().max_by(|a, b| a.0.total_cmp(&b.0)) {
         Some((_, clean, noise)) if mean > ALIKE => {
             let reason = format!(
                 "this noise holds the speech of {}: --noise takes noise without speech, and pairs of clean and noisy \
@@ -330,10 +330,14 @@ fn refuse_pairs(clean: &[(PathBuf, Vec<f32>)], noise: &[(PathBuf, Vec<f32>)]) ->
 /// Speech has a correlation above this with itself in noise 10 dB louder; other sound has one near 0.
 const ALIKE: f64 = 0.2;
 
-/// Of two signals over their common length.
+/// Of two signals over their common length, without their means.
 fn correlation(a: &[f32], b: &[f32]) -> f64 {
+    let common = a.len().min(b.len());
+    let (a, b) = (&a[..common], &b[..common]);
+    let mean = |x: &[f32]| x.iter().map(|&x| f64::from(x)).sum::<f64>() / common.max(1) as f64;
+    let (of_a, of_b) = (mean(a), mean(b));
     let (mut dot, mut aa, mut bb) = (0.0, 0.0, 0.0);
-    for (a, b) in a.iter().zip(b).map(|(a, b)| (f64::from(*a), f64::from(*b))) {
+    for (a, b) in a.iter().zip(b).map(|(a, b)| (f64::from(*a) - of_a, f64::from(*b) - of_b)) {
         (dot, aa, bb) = (dot + a * b, aa + a * a, bb + b * b);
     }
     dot / (aa * bb).sqrt().max(1e-30)

@@ -329,7 +329,7 @@ impl<'a> Run<'a> {
             Some((tensors, saved)) => {
                 let saved: State =
                     serde_json::from_value(saved).map_err(|e| Error::run_folder(folder.dir(), e))?;
-                refuse_other_settings(folder.dir(), &saved.identity, &identity, &[])?;
+                refuse_other_settings(folder.dir(), &saved.identity, &identity, |_| false)?;
                 restore_params(&params, &tensors)?;
                 optimizer.restore(&tensors, saved.step)?;
                 if let Some(ema) = &mut ema {

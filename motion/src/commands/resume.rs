@@ -28,7 +28,12 @@ pub(crate) fn refuse_other_settings(
         let all = serde_json::to_value(config)?;
         Ok(sections.iter().map(|&section| (section.to_string(), all[section].clone())).collect())
     };
-    train::refuse_other_settings(out, &of_sections(saved)?, &of_sections(now)?, &TrainConfig::FREE)
+    // steps of a training, but not those of a diffusion
+    let free = |path: &str| {
+        path.split_once('.')
+            .is_some_and(|(section, key)| section.starts_with("train_") && TrainConfig::FREE.contains(&key))
+    };
+    train::refuse_other_settings(out, &of_sections(saved)?, &of_sections(now)?, free)
         .hint("without --preset, --config and --set, --resume takes the saved run's settings")
 }
 

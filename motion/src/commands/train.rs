@@ -189,11 +189,11 @@ impl Args {
         }
         let all = Part::ALL.into_iter().filter(|part| self.trains(*part, &cfg));
         let total: f64 = all.map(Part::weight).sum();
+        let minutes = self.minutes.filter(|_| total > 0.0);
         let parts = [Part::Evaluator, Part::Vae, Part::Denoiser, Part::Stream, Part::Grounding];
         for (train, part) in trains_of(&mut cfg).into_iter().zip(parts) {
             train.seed = self.settings.seed.unwrap_or(train.seed);
-            train.max_minutes =
-                self.minutes.map(|minutes| part.weight() / total * minutes).or(train.max_minutes);
+            train.max_minutes = minutes.map(|minutes| part.weight() / total * minutes).or(train.max_minutes);
         }
         cfg.validate()?;
         Ok(cfg)
@@ -241,13 +241,17 @@ impl Stages<'_> {
     /// Puts runs away that cannot go on, for their VAE does.
     fn put_away(&self, parts: [Part; 2]) -> Result<()> {
         for part in parts.map(Part::folder) {
-            let [run, away] = ["", ".old"].map(|end| self.args.out.join(format!("{part}{end}")));
+            let run = self.args.out.join(part);
             if !run.exists() {
                 continue;
             }
-            let moved = if away.exists() { std::fs::remove_dir_all(&away) } else { Ok(()) }
-                .and_then(|()| std::fs::rename(&run, &away));
-            moved.map_err(|source| mamba_motion::Error::Write { path: away.clone(), source })?;
+            // one that was put away before stays
+            let names =
+                (1u32..).map(|i| format!("{part}.old{}", if i > 1 { i.to_string() } else { String::new() }));
+            let away = names.map(|name| self.args.out.join(name)).find(|away| !away.exists());
+            let away = away.expect("some name is free");
+            std::fs::rename(&run, &away)
+                .map_err(|source| mamba_motion::Error::Write { path: away.clone(), source })?;
             let away = away.display();
             self.console
                 .note(&format!("{part}: has to start anew, for the vae goes on; the old one is in {away}"));
@@ -432,9 +436,9 @@ fn train_stages(
         }
     }
     if stages.trains(Part::Vae) {
-        stages.put_away([Part::Denoiser, Part::Peer])?;
         let params = stages.fresh(&cfg.train_vae);
         let mut task = VaeTask::new(&cfg.vae, &cfg.train_vae, set.clone(), params)?;
+        stages.put_away([Part::Denoiser, Part::Peer])?;
         if !stages.run(VAE, &mut task, &cfg.train_vae)? {
             return Ok(false);
         }

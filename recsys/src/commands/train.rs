@@ -116,7 +116,7 @@ impl Args {
 /// Refuses to go on with a saved run under settings that make it another; those of the loop itself, the loop compares.
 fn refuse_other_settings(out: &Path, cfg: &RunConfig) -> Result<()> {
     let (saved, now) = (serde_json::to_value(saved_config(out)?)?, serde_json::to_value(cfg)?);
-    Ok(train::refuse_other_settings(out, &saved, &now, &["train"])?)
+    Ok(train::refuse_other_settings(out, &saved, &now, |path| path == "train")?)
 }
 
 /// Runs the command.
