@@ -7,12 +7,11 @@ Needs the packages llama-cpp-python and gguf. Weights are random; llama.cpp alwa
 the head for the last token only, as ours does.
 """
 
-import json
 import os
-import resource
 import sys
 import tempfile
-import time
+
+from measured import rates, report
 
 LAYERS, D, STATE, CONV, VOCAB = 24, 768, 16, 4, 50_280
 INNER, RANK = 2 * D, D // 16
@@ -95,25 +94,8 @@ def main():
                 llm.eval([17])
 
     tokens = PROMPT if prefill else STEPS
-    run()
-    rates, begun = [], time.perf_counter()
-    while len(rates) < 2 or time.perf_counter() - begun < seconds:
-        at = time.perf_counter()
-        run()
-        rates.append(tokens / (time.perf_counter() - at))
-    rates.sort()
-    print(
-        json.dumps(
-            {
-                "program": f"llama.cpp (llama-cpp-python {llama_cpp.__version__})",
-                "row": row,
-                "tokens_per_second": rates[-1],
-                "median": rates[len(rates) // 2],
-                "runs": len(rates),
-                "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            }
-        )
-    )
+    found = rates(tokens, run, seconds)
+    report(f"llama.cpp (llama-cpp-python {llama_cpp.__version__})", row, found)
 
 
 main()

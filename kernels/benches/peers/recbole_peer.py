@@ -9,14 +9,13 @@ is written as such a model with the mixer of mambapy, whose parallel scan runs o
 ray and mambapy.
 """
 
-import json
 import logging
 import os
 import random
-import resource
 import sys
 import tempfile
-import time
+
+from measured import rates, report, with_torch
 
 ITEMS, LENGTH, DIM, STATE, BEST = 3416, 200, 64, 32, 20
 USERS = 128
@@ -97,26 +96,9 @@ def main():
         with torch.no_grad():
             full_sort_topk(users, model, test, k=BEST, device="cpu")
 
-    run()
-    rates, begun = [], time.perf_counter()
-    while len(rates) < 2 or time.perf_counter() - begun < seconds:
-        at = time.perf_counter()
-        run()
-        rates.append(USERS / (time.perf_counter() - at))
-    rates.sort()
+    found = rates(USERS, run, seconds)
     name = f"RecBole {recbole.__version__}" + (", mixer of mambapy" if row.endswith("mamba4rec") else ", SASRec")
-    print(
-        json.dumps(
-            {
-                "program": f"{name} (torch {torch.__version__}, {torch.get_num_threads()} threads)",
-                "row": row,
-                "tokens_per_second": rates[-1],
-                "median": rates[len(rates) // 2],
-                "runs": len(rates),
-                "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            }
-        )
-    )
+    report(with_torch(name), row, found)
 
 
 main()

@@ -8,10 +8,9 @@ mambapy, whose parallel scan runs on a CPU. Batches of 32 windows of 96 hours of
 the next 96 hours forecast; sizes as published for ETTh1. Needs the packages torch and mambapy.
 """
 
-import json
-import resource
 import sys
-import time
+
+from measured import rates, report, with_torch
 
 BATCH, LENGTH, HORIZON, VARIABLES, MARKS = 32, 96, 96, 7, 4
 WIDTH, LAYERS, STATE, DROPOUT = 256, 2, 2, 0.1
@@ -83,25 +82,8 @@ def main():
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
 
-    run()
-    rates, begun = [], time.perf_counter()
-    while not rates or time.perf_counter() - begun < seconds:
-        at = time.perf_counter()
-        run()
-        rates.append(BATCH / (time.perf_counter() - at))
-    rates.sort()
-    print(
-        json.dumps(
-            {
-                "program": f"mambapy (torch {torch.__version__}, {torch.get_num_threads()} threads)",
-                "row": row,
-                "tokens_per_second": rates[-1],
-                "median": rates[len(rates) // 2],
-                "runs": len(rates),
-                "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            }
-        )
-    )
+    found = rates(BATCH, run, seconds)
+    report(with_torch("mambapy"), row, found)
 
 
 main()

@@ -6,10 +6,10 @@ python torch_peers.py PEER               lists the rows
 Needs the packages torch, mambapy and transformers. The slow paths of transformers are what it runs on a CPU.
 """
 
-import json
-import resource
 import sys
 import time
+
+from measured import report, with_torch
 
 FORWARD = {
     "forward 4x256 B1 L4096": (4, 256, 1, 4096),
@@ -67,27 +67,15 @@ def main():
     started = time.perf_counter()
     run()
     # What takes longer than the time for all runs is measured once, cold.
-    rates = [batch * length / (time.perf_counter() - started)] if time.perf_counter() - started > seconds else []
+    found = [batch * length / (time.perf_counter() - started)] if time.perf_counter() - started > seconds else []
     begun = time.perf_counter()
-    while not rates or (len(rates) < 2 and time.perf_counter() - started < 3 * seconds) or (
-        time.perf_counter() - begun < seconds and len(rates) > 1
+    while not found or (len(found) < 2 and time.perf_counter() - started < 3 * seconds) or (
+        time.perf_counter() - begun < seconds and len(found) > 1
     ):
         at = time.perf_counter()
         run()
-        rates.append(batch * length / (time.perf_counter() - at))
-    rates.sort()
-    print(
-        json.dumps(
-            {
-                "program": f"{peer} (torch {torch.__version__}, {torch.get_num_threads()} threads)",
-                "row": row,
-                "tokens_per_second": rates[-1],
-                "median": rates[len(rates) // 2],
-                "runs": len(rates),
-                "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            }
-        )
-    )
+        found.append(batch * length / (time.perf_counter() - at))
+    report(with_torch(peer), row, found)
 
 
 main()
