@@ -375,3 +375,17 @@ pub(crate) fn tilt(x: &mut [f32], a: f32) {
         (last, *x) = (*x, *x + a * last);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_common_offset_is_no_likeness() {
+        let [voice, noise] = [crate::sample::voice(1, 0.5), crate::sample::noise(2, 0.5)];
+        let offset = |x: &[f32]| x.iter().map(|x| x + 0.5).collect::<Vec<f32>>();
+        assert!(correlation(&offset(&voice), &offset(&noise)).abs() < 0.1);
+        let noisy: Vec<f32> = voice.iter().zip(&noise).map(|(v, n)| v + n).collect();
+        assert!(correlation(&voice, &noisy) > ALIKE);
+    }
+}

@@ -388,3 +388,50 @@ macro_rules! for_state_blocks {
     }};
 }
 use for_state_blocks;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Groups join as long as threads have lines enough, never across groups of B, and spans stay.
+    #[test]
+    fn groups_join_within_groups_of_b() {
+        let dims = Dims { len: 64, d: 512, n: 1, b_groups: 2, c_groups: 1 };
+        let segments = [Segment { row: 0, start: 0, end: 64 }];
+        let x = vec![0f32; dims.len * dims.d];
+        let scan = Scan {
+            u: &x,
+            delta: &x,
+            a: &x[..dims.d],
+            b: &x[..dims.len * 2],
+            c: &x[..dims.len],
+            d: None,
+            z: None,
+            delta_bias: None,
+            initial_state: None,
+            segments: &segments,
+            dims,
+            softplus: false,
+            reverse: false,
+            chunk: 32,
+        };
+        let narrow = Plan::new(&scan);
+        let channels =
+            |plan: &Plan, g: &Group| plan.tiles[g.first..g.end].iter().map(|tile| tile.width).sum::<usize>();
+        for (threads, fewest) in [(1, 4), (2, 8), (1000, narrow.groups.len())] {
+            let mut plan = Plan::new(&scan);
+            plan.widen(threads);
+            assert!(plan.groups.len() >= fewest, "{threads} threads have {} lines", plan.groups.len());
+            assert_eq!(plan.groups.len() < narrow.groups.len(), threads < 1000);
+            let mut at = 0;
+            for group in &plan.groups {
+                let first = plan.tiles[group.first].start;
+                let width = channels(&plan, group);
+                assert!(first == at && width <= GROUP_CHANNELS && first / 256 == (first + width - 1) / 256);
+                assert_eq!(group.b_group, first / 256);
+                at += width;
+            }
+            assert_eq!((at, plan.spans.len()), (dims.d, narrow.spans.len()));
+        }
+    }
+}
